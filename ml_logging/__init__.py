@@ -1,0 +1,1 @@
+"""Rank-aware logging and progress."""

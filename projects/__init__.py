@@ -1,0 +1,1 @@
+"""The projects: each learns one thing and stands on `core`."""
