@@ -1,0 +1,1 @@
+"""The translation model: operators, comparators, scores, negatives, losses."""
