@@ -1,8 +1,8 @@
 """Losses of an edge against its negatives.
 
 Letters: `...` leading shape (chunks), `C` edges, `N` candidates. Inputs are the positive scores `[..., C]` and the negative scores
-`[..., C, N]` in which a masked candidate (a positive of the chunk, or padding) is `-inf`. The result is one loss per edge,
-`[..., C]`, whose size depends neither on `N` nor on how many candidates are masked away.
+`[..., C, N]` in which a masked candidate (a positive of the chunk, or padding) is `MASKED_SCORE`. The result is one loss per
+edge, `[..., C]`, whose size depends neither on `N` nor on how many candidates are masked away.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# Finite, so that an edge whose candidates are all masked has a finite loss and gradient (infinities would subtract to NaN).
+MASKED_SCORE = -1e30
 
 EdgeLoss = Callable[[Tensor, Tensor, float], Tensor]
 
@@ -32,7 +35,7 @@ def ranking_loss(positive: Tensor, negative: Tensor, margin: float) -> Tensor:
 
 
 def _num_valid(negative: Tensor) -> Tensor:
-    return (negative > -torch.inf).sum(-1).clamp_min(1)
+    return (negative > MASKED_SCORE / 2).sum(-1).clamp_min(1)
 
 
 LOSSES: dict[str, EdgeLoss] = {"softmax": softmax_loss, "logistic": logistic_loss, "ranking": ranking_loss}
