@@ -1,0 +1,331 @@
+"""Reads parquet files in global batches: every row exactly once per epoch, in an order that does not depend on the
+number of ranks.
+
+Letters: `G` rows of a global batch, `W` ranks, `r` this rank.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import count, pairwise
+
+import numpy as np
+import pyarrow as pa
+
+from tml.common.batch import Cursor
+from tml.common.errors import CheckpointError, ConfigError, DataError
+from tml.common.reader.order import EpochOrder, Segment, Window, cut_segments
+from tml.common.reader.parquet_file import ParquetDataFile, numpy_dtype, open_data_file
+
+logger = logging.getLogger(__name__)
+
+_FOOTER_THREADS = 8
+DEFAULT_SHUFFLE_WINDOW_ROWS = 1_000_000
+
+Columns = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class RowBatch:
+    """This rank's rows of one global batch.
+
+    Args:
+        columns: name to contiguous array `[num_rows]` that belongs to the batch alone.
+        first_row: epoch position of this rank's first row.
+        num_rows: rows of this rank; 0 on some ranks of a short last batch.
+        global_first_row: epoch position of the global batch's first row.
+        global_num_rows: rows on all ranks together; never 0.
+        epoch: counted from 0.
+        cursor: the place after this global batch; after the last one of an epoch, the start of the next.
+    """
+
+    columns: Columns
+    first_row: int
+    num_rows: int
+    global_first_row: int
+    global_num_rows: int
+    epoch: int
+    cursor: Cursor
+
+
+class ParquetReader:
+    """An iterable over this rank's share of every global batch.
+
+    The order of an epoch is a function of (seed, epoch), see `EpochOrder`. Step `s` takes positions `[s*G, (s+1)*G)` of
+    it, cut at the epoch's end, and rank `r` of them the contiguous share that begins at `s*G + r*G/W`. All ranks make
+    the same number of steps.
+
+    Each rank decodes whole windows and keeps its own rows. One background thread decodes the next window while the
+    current one is consumed, so about two windows of fewer than `shuffle_window_rows` + the largest row group's rows are
+    in memory, each at the width of `columns`, plus, while decoding, once more that width and 16 bytes a row: some 100
+    MB for a million rows of three int64.
+
+    Every `iter(reader)` starts again at the loaded cursor (or the beginning), and iterators are independent of each
+    other.
+
+    Args:
+        files: paths or URLs; read in the order of their names. Files without rows are skipped with a warning.
+        columns: name and type of the columns to read: integers, floats or bool. A narrower type in a file is widened.
+        global_batch_size: `G`, a multiple of `world_size`.
+        rank: `r`.
+        world_size: `W`.
+        seed: not negative.
+        shuffle: False reads in file order.
+        shuffle_window_rows: rows that are shuffled among each other, at least.
+        num_epochs: None never ends.
+        offset: rows left out at the front of all files laid end to end, before shuffling.
+        limit: rows used after them; None uses the rest.
+        prefetch: False decodes in the caller's thread.
+        use_threads: True lets pyarrow decode columns in parallel.
+
+    Raises:
+        ConfigError: an argument is out of range.
+        DataError: a file is missing, corrupt or has the wrong columns, or no row is left. While iterating: a file has
+            changed or vanished, cannot be decoded, or holds nulls.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        columns: Mapping[str, pa.DataType],
+        *,
+        global_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+        shuffle_window_rows: int = DEFAULT_SHUFFLE_WINDOW_ROWS,
+        num_epochs: int | None = 1,
+        offset: int = 0,
+        limit: int | None = None,
+        prefetch: bool = True,
+        use_threads: bool = False,
+    ) -> None:
+        _check_at_least(0, seed=seed, offset=offset)
+        _check_at_least(1, global_batch_size=global_batch_size, shuffle_window_rows=shuffle_window_rows)
+        _check_at_least(1, limit=limit, num_epochs=num_epochs, columns=len(columns))
+        self.global_batch_size = global_batch_size
+        self.num_epochs = num_epochs
+        self._columns = dict(columns)
+        self._dtypes = {name: numpy_dtype(kind) for name, kind in columns.items()}
+        self._offset, self._limit = offset, limit
+        self._prefetch, self._use_threads = prefetch, use_threads
+        self._files = _open_files(files, self._columns)
+        segments = cut_segments([file.row_group_rows for file in self._files], offset, limit)
+        self._order = EpochOrder(segments, seed=seed, shuffle=shuffle, window_rows=shuffle_window_rows)
+        self._check_any_row()
+        self._start = Cursor(0, 0)
+        self._set_rank(rank, world_size)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of an epoch, on all ranks together."""
+        return self._order.num_rows
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch, the same on all ranks; the last may be short."""
+        return -(-self.num_rows // self.global_batch_size)
+
+    def fingerprint(self) -> str:
+        """SHA-256 in hex of what is read: names, sizes and footers of the files in order, columns, offset and limit.
+
+        Directories and times of change have no part in it, so a copy of the data has the same fingerprint.
+        """
+        files = [(file.name, file.size, file.metadata.num_rows, file.footer_hash) for file in self._files]
+        columns = sorted((name, str(kind)) for name, kind in self._columns.items())
+        text = json.dumps([files, columns, self._offset, self._limit])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def load_cursor(self, cursor: Cursor) -> None:
+        """Makes iteration start at a cursor: the next batch begins with its row.
+
+        The cursor may come from any world size. With another `global_batch_size` the rest of its epoch is cut into
+        batches from the cursor on, so no row is lost or repeated; files, seed, shuffle and window must be the same.
+
+        Raises:
+            CheckpointError: the cursor lies outside the data.
+        """
+        if cursor.epoch < 0 or not 0 <= cursor.row <= self.num_rows:
+            raise CheckpointError(
+                "cursor lies outside the data",
+                where="reader",
+                value=cursor,
+                limit=f"epoch >= 0, 0 <= row <= {self.num_rows}",
+                fix="resume with the files, offset and limit of the run that wrote the checkpoint",
+            )
+        self._start = _normalised(cursor, self.num_rows)
+
+    def for_rank(self, rank: int, world_size: int) -> ParquetReader:
+        """The same reader for another rank, at the same cursor, without opening the files again."""
+        other = copy.copy(self)
+        other._set_rank(rank, world_size)
+        return other
+
+    def locate(self, epoch: int, position: int) -> tuple[str, int]:
+        """(file, row in the file) of the row at a position of an epoch's order, for error messages."""
+        if not 0 <= position < self.num_rows:
+            raise DataError("no such position in an epoch", value=position, limit=f"0 <= position < {self.num_rows}")
+        file, row = self._order.locate(epoch, position)
+        return self._files[file].path, row
+
+    def __iter__(self) -> Iterator[RowBatch]:
+        jobs = self._decode_jobs(self._start)
+        with closing(_prefetched(jobs) if self._prefetch else (job() for job in jobs)) as windows:
+            rows = _RowStream(windows, self._dtypes)
+            for epoch in self._epochs(self._start):
+                first = self._start.row if epoch == self._start.epoch else 0
+                for global_first_row in range(first, self.num_rows, self.global_batch_size):
+                    yield self._batch(rows, epoch, global_first_row)
+
+    def _batch(self, rows: _RowStream, epoch: int, global_first_row: int) -> RowBatch:
+        stop = min(global_first_row + self.global_batch_size, self.num_rows)
+        share = self.global_batch_size // self._world_size
+        first_row = min(global_first_row + self._rank * share, stop)
+        num_rows = min(first_row + share, stop) - first_row
+        return RowBatch(
+            columns=rows.take(num_rows),
+            first_row=first_row,
+            num_rows=num_rows,
+            global_first_row=global_first_row,
+            global_num_rows=stop - global_first_row,
+            epoch=epoch,
+            cursor=_normalised(Cursor(epoch, stop), self.num_rows),
+        )
+
+    def _epochs(self, start: Cursor) -> Iterator[int]:
+        return iter(count(start.epoch) if self.num_epochs is None else range(start.epoch, self.num_epochs))
+
+    def _decode_jobs(self, start: Cursor) -> Iterator[Callable[[], Columns]]:
+        for epoch in self._epochs(start):
+            first_row = start.row if epoch == start.epoch else 0
+            for window in self._order.windows(epoch):
+                if window.stop_position > first_row:
+                    yield partial(self._decode, epoch, window, first_row)
+
+    def _decode(self, epoch: int, window: Window, first_row: int) -> Columns:
+        """This rank's rows of a window, in the epoch's order; `first_row` is where the epoch's first batch begins."""
+        rows = self._order.row_permutation(epoch, window)[self._is_own(window, first_row)]
+        unshuffled = {name: np.empty(window.num_rows, dtype) for name, dtype in self._dtypes.items()}
+        for file, placed in _by_file(window).items():
+            with self._files[file].open(self._columns, self._use_threads) as opened:
+                for start, segment in placed:
+                    out = {name: array[start : start + segment.num_rows] for name, array in unshuffled.items()}
+                    opened.read_into(out, segment.row_group, segment.start, segment.stop)
+        return {name: array[rows] for name, array in unshuffled.items()}
+
+    def _is_own(self, window: Window, first_row: int) -> np.ndarray:
+        positions = np.arange(window.first_position, window.stop_position) - first_row
+        rank = positions % self.global_batch_size // (self.global_batch_size // self._world_size)
+        return (positions >= 0) & (rank == self._rank)
+
+    def _set_rank(self, rank: int, world_size: int) -> None:
+        _check_at_least(1, world_size=world_size)
+        if not 0 <= rank < world_size:
+            raise ConfigError("rank out of range", where="reader", value=rank, limit=f"0 <= rank < {world_size}")
+        if self.global_batch_size % world_size:
+            raise ConfigError(
+                "global batch size is not a multiple of the number of ranks",
+                where="reader, global_batch_size",
+                value=self.global_batch_size,
+                limit=f"a multiple of {world_size}",
+                fix=f"use {-(-self.global_batch_size // world_size) * world_size}, or another number of ranks",
+            )
+        self._rank, self._world_size = rank, world_size
+
+    def _check_any_row(self) -> None:
+        if self.num_rows == 0:
+            raise DataError(
+                "no rows to read",
+                where=", ".join(file.path for file in self._files[:3]) or "all files are empty",
+                value=f"offset={self._offset}, limit={self._limit}",
+                limit=f"at least one row; the files hold {sum(file.metadata.num_rows for file in self._files)}",
+                fix="check the file list, or lower offset",
+            )
+
+
+class _RowStream:
+    """Takes any number of rows off a stream of windows."""
+
+    def __init__(self, windows: Iterator[Columns], dtypes: Mapping[str, np.dtype]) -> None:
+        self._windows = windows
+        self._dtypes = dtypes
+        self._current: Columns = {}
+        self._used, self._size = 0, 0
+
+    def take(self, num_rows: int) -> Columns:
+        # Copies, so that a batch that is kept does not keep its whole window.
+        taken = {name: np.empty(num_rows, dtype) for name, dtype in self._dtypes.items()}
+        filled = 0
+        while filled < num_rows:
+            if self._used == self._size:
+                self._next_window()
+            num = min(num_rows - filled, self._size - self._used)
+            for name, array in taken.items():
+                array[filled : filled + num] = self._current[name][self._used : self._used + num]
+            filled, self._used = filled + num, self._used + num
+        return taken
+
+    def _next_window(self) -> None:
+        self._current = {}  # let go before the next one comes
+        self._current = next(self._windows)
+        self._used, self._size = 0, len(next(iter(self._current.values())))
+
+
+def _prefetched(jobs: Iterator[Callable[[], Columns]]) -> Iterator[Columns]:
+    """Results of the jobs in order, one job ahead of the consumer; a job's exception is raised in its turn."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tml-reader") as pool:
+        pending = [pool.submit(job) for job in _first(jobs)]
+        while pending:
+            window = pending.pop().result()
+            pending = [pool.submit(job) for job in _first(jobs)]
+            yield window
+            del window  # else it lives on while the next one is awaited
+
+
+def _first(jobs: Iterator[Callable[[], Columns]]) -> list[Callable[[], Columns]]:
+    return [job for job in [next(jobs, None)] if job is not None]
+
+
+def _by_file(window: Window) -> dict[int, list[tuple[int, Segment]]]:
+    """For each file, its segments with the row of the window at which each begins; so a file is opened once a
+    window."""
+    placed: dict[int, list[tuple[int, Segment]]] = {}
+    start = 0
+    for segment in window.segments:
+        placed.setdefault(segment.file, []).append((start, segment))
+        start += segment.num_rows
+    return placed
+
+
+def _open_files(paths: Sequence[str], columns: Mapping[str, pa.DataType]) -> list[ParquetDataFile]:
+    ordered = sorted(str(path) for path in paths)
+    if not ordered:
+        raise DataError("no data files", where="reader", limit="at least one file", fix="check the path pattern")
+    for path, following in pairwise(ordered):
+        if path == following:
+            raise DataError("file is listed twice", where=path, fix="list each file once, or its rows count double")
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        files = list(pool.map(lambda path: open_data_file(path, columns), ordered))
+    for file in files:
+        if file.metadata.num_rows == 0:
+            logger.warning("skipping %s: it holds no rows", file.path)
+    return [file for file in files if file.metadata.num_rows > 0]
+
+
+def _normalised(cursor: Cursor, num_rows: int) -> Cursor:
+    return Cursor(cursor.epoch + 1, 0) if cursor.row == num_rows else cursor
+
+
+def _check_at_least(minimum: int, **values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < minimum:
+            raise ConfigError("setting is too small", where=f"reader, {name}", value=value, limit=f">= {minimum}")
