@@ -1,0 +1,1 @@
+"""Optimizer configs, learning-rate schedules, and the optimizers of a run, dense and fused."""
