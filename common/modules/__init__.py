@@ -1,0 +1,1 @@
+"""Modules that projects build their models from."""

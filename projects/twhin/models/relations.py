@@ -58,26 +58,28 @@ class RelationScorer(nn.Module):
 
     def pair_scores(self, operator: Operator, rel: Tensor, lhs: Tensor, rhs: Tensor) -> Tensor:
         """Forward scores of edges `[..., C]`: `rel` int64 `[..., C]` under one operator, `lhs` and `rhs` `[..., C, D]`."""
-        return scores.score_pairs(operator, self.comparator, self._params(rel), lhs, rhs)
+        return scores.score_pairs(operator, self.comparator, self.params(rel), lhs, rhs)
 
     def inverse_pair_scores(self, operator: Operator, rel: Tensor, lhs: Tensor, rhs: Tensor) -> Tensor:
         """The score that ranks left-hand sides: the forward score, or the inverse's with `reciprocal`."""
         if not self.reciprocal:
             return self.pair_scores(operator, rel, lhs, rhs)
-        return scores.score_pairs(operator, self.comparator, self._inverse_params(rel), rhs, lhs)
+        return scores.score_pairs(operator, self.comparator, self.inverse_params(rel), rhs, lhs)
 
     def rhs_scores(self, operator: Operator, rel: Tensor, lhs: Tensor, candidates: Tensor) -> Tensor:
         """Scores `[..., C, N]` of `candidates [..., N, D]` as right-hand sides of `lhs [..., C, D]` under `rel [..., C]`."""
-        return scores.score_rhs(operator, self.comparator, self._params(rel), lhs, candidates)
+        return scores.score_rhs(operator, self.comparator, self.params(rel), lhs, candidates)
 
     def lhs_scores(self, operator: Operator, rel: Tensor, rhs: Tensor, candidates: Tensor) -> Tensor:
         """Scores `[..., C, N]` of `candidates [..., N, D]` as left-hand sides of `rhs [..., C, D]` under `rel [..., C]`."""
         if self.reciprocal:
-            return scores.score_rhs(operator, self.comparator, self._inverse_params(rel), rhs, candidates)
-        return scores.score_lhs(operator, self.comparator, self._params(rel), rhs, candidates)
+            return scores.score_rhs(operator, self.comparator, self.inverse_params(rel), rhs, candidates)
+        return scores.score_lhs(operator, self.comparator, self.params(rel), rhs, candidates)
 
-    def _params(self, rel: Tensor) -> Tensor:
+    def params(self, rel: Tensor) -> Tensor:
+        """Parameters `[..., D]` of relation indexes `[...]`."""
         return self.weight[rel]
 
-    def _inverse_params(self, rel: Tensor) -> Tensor:
+    def inverse_params(self, rel: Tensor) -> Tensor:
+        """Parameters `[..., D]` of the inverses of relation indexes `[...]`; only with `reciprocal`."""
         return self.weight[rel + len(self.relations)]

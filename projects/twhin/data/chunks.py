@@ -1,0 +1,222 @@
+"""Chunks: a batch of edges is cut into groups of one type signature that share their negatives.
+
+Letters: `B` edges, `C` edges in a chunk, `G` uniform negatives of a chunk and side, `S` chunks, `W = 2 (C + G)` nodes of a chunk.
+
+A chunk's nodes lie side by side: `[lhs (C), lhs negatives (G), rhs (C), rhs negatives (G)]`. The candidates of a side, the last
+`in_batch_negatives` edges' endpoints and the uniform negatives, are therefore one slice of the looked-up rows: nothing is copied.
+
+The cut and the draws are a function of the edges, the seed and the block's number in the run, not of ranks: a run over the same global batches gives
+the same result on any number of ranks that divides `assembly_blocks`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchrec import KeyedJaggedTensor
+
+from tml.common.batch import Cursor, DataclassBatch
+from tml.common.modules.embedding_tables import keyed_ids
+from tml.common.modules.table_layout import TableLayout
+from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema, Ints
+
+# Philox keys are 64-bit words; the two streams of random numbers of a run are told apart by the second word.
+_NEGATIVES_STREAM = 0x6E656761
+
+
+@dataclass
+class ChunkedEdges(DataclassBatch):
+    """A batch as the model takes it.
+
+    Attributes:
+        nodes: the look-up of all `S * W` nodes.
+        node_ids: int64 `[S, W]`, ids in the nodes' own tables.
+        rel: int64 `[S, C]`.
+        weight: float32 `[S, C]`, the relation's weight; zero marks padding.
+        lhs_shared: int64 `[M, 2]`, the edges that share (rel, rhs) with another of their chunk: flat slot in `[0, S * C)` and number of the
+            group of equals, from zero. What may not be a negative of one may not be a negative of the others.
+        rhs_shared: the same for (lhs, rel).
+        operators: the operator of each chunk.
+        num_examples: edges of the global batch.
+        cursor: the place in the data after this batch.
+    """
+
+    nodes: KeyedJaggedTensor
+    node_ids: Tensor
+    rel: Tensor
+    weight: Tensor
+    lhs_shared: Tensor
+    rhs_shared: Tensor
+    operators: tuple[str, ...] = field(metadata={"concat": "sum"})
+    num_examples: int = field(metadata={"concat": "sum"})
+    cursor: Cursor
+
+    @classmethod
+    def concat(cls, batches: Sequence[ChunkedEdges]) -> ChunkedEdges:
+        """One batch with the chunks of all: slots and groups are numbered on."""
+        numbered = []
+        num_slots, num_groups = 0, 0
+        for batch in batches:
+            shift = torch.tensor([num_slots, num_groups])
+            shared = {name: getattr(batch, name) + shift for name in ("lhs_shared", "rhs_shared")}
+            numbered.append(dataclasses.replace(batch, **shared))
+            num_slots += batch.rel.numel()
+            num_groups += max(len(batch.lhs_shared), len(batch.rhs_shared))
+        return super().concat(numbered)
+
+
+@dataclass(frozen=True)
+class ChunkShape:
+    """Sizes of a chunk: `size` is `C`, `num_global` is `G`."""
+
+    size: int
+    num_global: int
+
+    @property
+    def num_nodes(self) -> int:
+        """`W`."""
+        return 2 * (self.size + self.num_global)
+
+
+class ChunkAssembler:
+    """Turns edges into chunks.
+
+    Args:
+        schema: the relations and table sizes.
+        layout: where each table lies.
+        shape: sizes of a chunk.
+        seed: of the uniform negatives.
+        weights: a relation's name to its weight in the loss; one where absent.
+    """
+
+    def __init__(
+        self,
+        schema: EdgeSchema,
+        layout: TableLayout,
+        shape: ChunkShape,
+        seed: int,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        self.schema, self.layout, self.shape, self.seed = schema, layout, shape, seed
+        relations = schema.relations
+        signatures = sorted({(r.lhs, r.rhs, r.operator) for r in relations})
+        self._signatures = signatures
+        self._signature_of_rel = np.array([signatures.index((r.lhs, r.rhs, r.operator)) for r in relations])
+        self._weight_of_rel = np.array([(weights or {}).get(r.name, 1.0) for r in relations], dtype=np.float32)
+        self._num_rows = np.array(
+            [[schema.num_embeddings[lhs], schema.num_embeddings[rhs]] for lhs, rhs, _ in signatures], dtype=np.int64
+        )
+        self._offset = np.array([[layout.offset[lhs], layout.offset[rhs]] for lhs, rhs, _ in signatures])
+        self._group = np.array([[layout.group_index[lhs], layout.group_index[rhs]] for lhs, rhs, _ in signatures])
+
+    def assemble(self, blocks: list[tuple[int, EdgeArrays]], num_examples: int, cursor: Cursor) -> ChunkedEdges:
+        """Chunks of a rank's share of a batch.
+
+        Args:
+            blocks: the share in blocks, each with its number in the run, which seeds its negatives. A rank without edges gives one empty block
+                and gets one chunk of padding, so that it can take part in the collectives.
+            num_examples: edges of the global batch.
+            cursor: the place in the data after the batch.
+        """
+        parts = [self._cut(edges) for _, edges in blocks]
+        signature = np.concatenate([part[0] for part in parts])
+        place = _Places(*(np.concatenate(columns) for columns in zip(*(p[1] for p in parts), strict=True)))
+        draws = [self._draw(number, part[0]) for (number, _), part in zip(blocks, parts, strict=True)]
+        return self._pack(signature, place, np.concatenate(draws), num_examples, cursor)
+
+    def _cut(self, edges: EdgeArrays) -> tuple[Ints, tuple[NDArray[np.generic], ...]]:
+        """The signature of each chunk `[S]`, and `lhs, rel, rhs, filled`, each `[S, C]`."""
+        signature = self._signature_of_rel[edges.rel]
+        counts = np.bincount(signature, minlength=len(self._signatures))
+        num_chunks = -(-counts // self.shape.size)
+        if not len(edges):
+            num_chunks[0] = 1
+        chunk_signature = np.repeat(np.arange(len(counts)), num_chunks)
+        slots = self._slots(counts, num_chunks)
+        columns = []
+        order = np.argsort(signature, kind="stable")
+        for name in ("lhs", "rel", "rhs"):
+            column = np.zeros(len(chunk_signature) * self.shape.size, dtype=np.int64)
+            column[slots] = getattr(edges, name)[order]
+            columns.append(column.reshape(-1, self.shape.size))
+        filled = np.zeros(len(chunk_signature) * self.shape.size, dtype=bool)
+        filled[slots] = True
+        return chunk_signature, (*columns, filled.reshape(-1, self.shape.size))
+
+    def _slots(self, counts: Ints, num_chunks: Ints) -> Ints:
+        """The slot of every edge, in order of signature: a signature's edges are spread evenly over its chunks.
+
+        A full chunk followed by a tail of one edge would leave that edge without in-batch negatives.
+        """
+        slots = []
+        first_chunk = 0
+        for count, chunks in zip(counts.tolist(), num_chunks.tolist(), strict=True):
+            if count:
+                bounds = np.arange(chunks + 1) * count // chunks
+                sizes = np.diff(bounds)
+                within = np.arange(count) - np.repeat(bounds[:-1], sizes)
+                # Edges sit at the end of their chunk, next to the slice that holds the candidates.
+                start = (first_chunk + np.arange(chunks) + 1) * self.shape.size - sizes
+                slots.append(np.repeat(start, sizes) + within)
+            first_chunk += chunks
+        return np.concatenate(slots) if slots else np.empty(0, dtype=np.int64)
+
+    def _draw(self, block: int, chunk_signature: Ints) -> Ints:
+        """Uniform negatives of a block's chunks, `[S, 2, G]`."""
+        generator = np.random.Generator(np.random.Philox(key=[self.seed ^ (_NEGATIVES_STREAM << 32), block]))
+        limits = self._num_rows[chunk_signature][:, :, None]
+        shape = (len(chunk_signature), 2, self.shape.num_global)
+        return generator.integers(0, limits, size=shape, dtype=np.int64)
+
+    def _pack(
+        self, signature: Ints, place: _Places, negatives: Ints, num_examples: int, cursor: Cursor
+    ) -> ChunkedEdges:
+        node_ids = np.concatenate([place.lhs, negatives[:, 0], place.rhs, negatives[:, 1]], axis=1)
+        half = self.shape.num_nodes // 2
+        physical = node_ids + np.repeat(self._offset[signature], half, axis=1)
+        groups = None
+        if len(self.layout.groups) > 1:
+            groups = torch.from_numpy(np.repeat(self._group[signature], half, axis=1)).flatten()
+        weight = np.where(place.filled, self._weight_of_rel[place.rel], np.float32(0))
+        return ChunkedEdges(
+            nodes=keyed_ids(self.layout, torch.from_numpy(physical).flatten(), groups),
+            node_ids=torch.from_numpy(node_ids),
+            rel=torch.from_numpy(place.rel),
+            weight=torch.from_numpy(weight),
+            lhs_shared=torch.from_numpy(_shared_pairs(place.rel, place.rhs, place.filled)),
+            rhs_shared=torch.from_numpy(_shared_pairs(place.rel, place.lhs, place.filled)),
+            operators=tuple(self._signatures[index][2] for index in signature.tolist()),
+            num_examples=num_examples,
+            cursor=cursor,
+        )
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The slots of all chunks, `[S, C]` each."""
+
+    lhs: Ints
+    rel: Ints
+    rhs: Ints
+    filled: NDArray[np.bool_]
+
+
+def _shared_pairs(rel: Ints, node: Ints, filled: NDArray[np.bool_]) -> Ints:
+    """`[M, 2]`: flat slot and group of every edge whose (rel, node) another edge of its chunk has too."""
+    span = int(node.max(initial=0)) + 1
+    key = (np.arange(len(rel))[:, None] * (int(rel.max(initial=0)) + 1) + rel) * span + node
+    slots = np.flatnonzero(filled)
+    key = key.ravel()[slots]
+    order = np.argsort(key)
+    fresh = np.ones(len(key), dtype=bool)
+    fresh[1:] = key[order[1:]] != key[order[:-1]]
+    number = np.cumsum(fresh) - 1
+    shared = np.bincount(number)[number] > 1
+    groups = np.cumsum(fresh[shared]) - 1
+    return np.stack([slots[order[shared]], groups], axis=1).astype(np.int64)
