@@ -1,5 +1,7 @@
 """Typed configs: `BaseConfig`, and reading them from YAML with overrides and good explanations."""
 
 from tml.core.config.base_config import BaseConfig
+from tml.core.config.formatting import config_diff, config_hash, format_config
+from tml.core.config.loading import load_config, parse_config
 
-__all__ = ["BaseConfig"]
+__all__ = ["BaseConfig", "config_diff", "config_hash", "format_config", "load_config", "parse_config"]
