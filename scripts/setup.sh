@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Makes .venv with exactly the packages of the lock file and tml itself (editable). Does nothing when that is already so.
+#
+#   TML_DEVICE=cpu|cuda   which lock; default: cuda where `nvidia-smi` finds a GPU, otherwise cpu
+#   TML_PYTHON=...        the Python to use; default: the first of python3, python3.11 ... that is new enough
+#   TML_VENV=...          where the environment goes; default: .venv
+#   TML_TORCH_INDEX=...   package index for the CPU build of torch; default: what pip is configured with, if it has such a build,
+#                         otherwise the public PyTorch index
+set -euo pipefail
+here=$(dirname -- "$0")
+# shellcheck source=scripts/lib.sh
+. "$here/lib.sh"
+cd "$(repo_root)"
+
+device=$(choose_device)
+venv=${TML_VENV:-.venv}
+lock=requirements/$device.txt
+stamp=$venv/.tml-stamp
+wanted="$device $PWD $(cat "$lock" pyproject.toml scripts/setup.sh | sha256)"
+
+if [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+  echo "$venv is up to date ($device)"
+  exit 0
+fi
+
+install() { # pip without following requirements: the lock is complete, and torchrec's own would pull in CUDA
+  "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-deps --no-compile "$@"
+}
+
+install_cpu_torch() { # the index that pip uses by default has the CUDA build on Linux under the same version
+  local version
+  version=$(sed -n 's/^torch==//p' "$lock")
+  if [ -z "${TML_TORCH_INDEX:-}" ] && install "torch==$version+cpu" 2>/dev/null; then return; fi
+  local index=${TML_TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
+  install --index-url "$index" "torch==$version" ||
+    die "the CPU build of torch $version cannot be fetched" "where: $index" \
+      "fix: set TML_TORCH_INDEX to an index that has it, or PIP_FIND_LINKS to a folder with its wheel"
+}
+
+check_build() { # a CUDA torch under the CPU lock (or the other way round) makes fbgemm fail at import in words nobody understands
+  local built
+  built=$("$venv/bin/python" -c 'import torch.version; print("cuda" if torch.version.cuda else "cpu")')
+  [ "$built" = "$device" ] || die "the installed torch is a $built build" "limit: $lock needs a $device build" \
+    "fix: delete $venv and run scripts/setup.sh again; for a CPU build set TML_TORCH_INDEX"
+}
+
+[ "$(uname -s)" = Linux ] || die "fbgemm has no wheels for $(uname -s)" "limit: Linux, x86_64 or aarch64" \
+  "fix: run inside Docker instead: scripts/docker_run.sh"
+
+if [ -x "$venv/bin/python" ] && [ "$(cut -d ' ' -f 1 "$stamp" 2>/dev/null)" != "$device" ]; then
+  rm -rf "$venv" # the two devices' packages overwrite each other's files
+fi
+if [ ! -x "$venv/bin/python" ]; then
+  python=$(find_python)
+  echo "making $venv with $("$python" --version)"
+  "$python" -m venv "$venv" || die "python cannot make a virtual environment" "fix: install its venv module (Debian: apt install python3-venv)"
+fi
+rm -f "$stamp"
+echo "installing $(grep -c == "$lock") packages from $lock (the first time takes some minutes)"
+if [ "$device" = cpu ]; then install_cpu_torch; fi
+install -r "$lock" || die "pip could not install $lock" "fix: see pip's message above; the packages come from pip's configured index"
+install --no-build-isolation --editable .
+check_build
+echo "$wanted" >"$stamp"
+echo "$venv is ready ($device); try: $venv/bin/tml doctor"
