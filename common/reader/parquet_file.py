@@ -7,6 +7,7 @@ that a file replaced during a run is an error and not a silent change of the dat
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tml.common.errors import ConfigError, DataError
+from tml.common.filesystem import is_remote, open_file
 
 _MAGIC = b"PAR1"
 _TAIL_BYTES = 8  # length of the footer (4 bytes, little endian) and the magic
@@ -66,7 +68,12 @@ class ParquetDataFile:
                 )
             source.seek(0)
             with _decoding(self.path, "footer"):
-                parquet = pq.ParquetFile(source, metadata=self.metadata, page_checksum_verification=True)
+                parquet = pq.ParquetFile(
+                    source,
+                    metadata=self.metadata,
+                    page_checksum_verification=True,
+                    pre_buffer=is_remote(self.path),  # joins small ranges into few requests
+                )
             yield OpenParquetFile(self.path, parquet, columns, use_threads)
 
 
@@ -196,10 +203,8 @@ def _nulls(path: str, column: str, row_group: int, num_nulls: int) -> DataError:
 
 @contextmanager
 def _open_source(path: str) -> Iterator[pa.NativeFile]:
-    # Plain reads and not a memory map: a mapped file that is truncated under us kills the process with SIGBUS, a read
-    # fails with an error.
     try:
-        source = pa.PythonFile(_open_remote(path), mode="r") if "://" in path else pa.OSFile(path, mode="r")
+        source = _source(path)
     except OSError as error:
         raise DataError(
             "cannot open data file", where=path, value=str(error), fix="check the path, or put the file back"
@@ -208,10 +213,16 @@ def _open_source(path: str) -> Iterator[pa.NativeFile]:
         yield source
 
 
-def _open_remote(url: str) -> object:
-    from tml.common.filesystem import open_file
+def _source(path: str) -> pa.NativeFile:
+    if is_remote(path):
+        from tml.common.reader.remote_file import RemoteFile
 
-    return open_file(url, "rb")
+        return pa.PythonFile(RemoteFile(path), mode="r")
+    if "://" in path:
+        return pa.PythonFile(open_file(path, "rb"), mode="r")
+    # Plain reads and not a memory map: a mapped file that is truncated under us kills the process with SIGBUS, a read
+    # fails with an error.
+    return pa.OSFile(os.path.expanduser(path), mode="r")
 
 
 def _size(source: pa.NativeFile) -> int:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,8 +23,7 @@ from tml.common.batch import Cursor
 from tml.common.errors import CheckpointError, ConfigError, DataError
 from tml.common.reader.order import EpochOrder, Segment, Window, cut_segments
 from tml.common.reader.parquet_file import ParquetDataFile, numpy_dtype, open_data_file
-
-logger = logging.getLogger(__name__)
+from tml.ml_logging import get_logger
 
 _FOOTER_THREADS = 8
 DEFAULT_SHUFFLE_WINDOW_ROWS = 1_000_000
@@ -114,11 +112,11 @@ class ParquetReader:
         _check_at_least(1, limit=limit, num_epochs=num_epochs, columns=len(columns))
         self.global_batch_size = global_batch_size
         self.num_epochs = num_epochs
-        self._columns = dict(columns)
+        self.columns = dict(columns)
         self._dtypes = {name: numpy_dtype(kind) for name, kind in columns.items()}
         self._offset, self._limit = offset, limit
         self._prefetch, self._use_threads = prefetch, use_threads
-        self._files = _open_files(files, self._columns)
+        self._files = _open_files(files, self.columns)
         segments = cut_segments([file.row_group_rows for file in self._files], offset, limit)
         self._order = EpochOrder(segments, seed=seed, shuffle=shuffle, window_rows=shuffle_window_rows)
         self._check_any_row()
@@ -141,7 +139,7 @@ class ParquetReader:
         Directories and times of change have no part in it, so a copy of the data has the same fingerprint.
         """
         files = [(file.name, file.size, file.metadata.num_rows, file.footer_hash) for file in self._files]
-        columns = sorted((name, str(kind)) for name, kind in self._columns.items())
+        columns = sorted((name, str(kind)) for name, kind in self.columns.items())
         text = json.dumps([files, columns, self._offset, self._limit])
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -154,15 +152,7 @@ class ParquetReader:
         Raises:
             CheckpointError: the cursor lies outside the data.
         """
-        if cursor.epoch < 0 or not 0 <= cursor.row <= self.num_rows:
-            raise CheckpointError(
-                "cursor lies outside the data",
-                where="reader",
-                value=cursor,
-                limit=f"epoch >= 0, 0 <= row <= {self.num_rows}",
-                fix="resume with the files, offset and limit of the run that wrote the checkpoint",
-            )
-        self._start = _normalised(cursor, self.num_rows)
+        self._start = checked_cursor(cursor, self.num_rows)
 
     def for_rank(self, rank: int, world_size: int) -> ParquetReader:
         """The same reader for another rank, at the same cursor, without opening the files again."""
@@ -179,7 +169,7 @@ class ParquetReader:
 
     def __iter__(self) -> Iterator[RowBatch]:
         jobs = self._decode_jobs(self._start)
-        with closing(_prefetched(jobs) if self._prefetch else (job() for job in jobs)) as windows:
+        with closing(_prefetched(jobs) if self._prefetch else _one_by_one(jobs)) as windows:
             rows = _RowStream(windows, self._dtypes)
             for epoch in self._epochs(self._start):
                 first = self._start.row if epoch == self._start.epoch else 0
@@ -216,7 +206,7 @@ class ParquetReader:
         rows = self._order.row_permutation(epoch, window)[self._is_own(window, first_row)]
         unshuffled = {name: np.empty(window.num_rows, dtype) for name, dtype in self._dtypes.items()}
         for file, placed in _by_file(window).items():
-            with self._files[file].open(self._columns, self._use_threads) as opened:
+            with self._files[file].open(self.columns, self._use_threads) as opened:
                 for start, segment in placed:
                     out = {name: array[start : start + segment.num_rows] for name, array in unshuffled.items()}
                     opened.read_into(out, segment.row_group, segment.start, segment.stop)
@@ -280,7 +270,7 @@ class _RowStream:
         self._used, self._size = 0, len(next(iter(self._current.values())))
 
 
-def _prefetched(jobs: Iterator[Callable[[], Columns]]) -> Iterator[Columns]:
+def _prefetched(jobs: Iterator[Callable[[], Columns]]) -> Generator[Columns, None, None]:
     """Results of the jobs in order, one job ahead of the consumer; a job's exception is raised in its turn."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tml-reader") as pool:
         pending = [pool.submit(job) for job in _first(jobs)]
@@ -289,6 +279,11 @@ def _prefetched(jobs: Iterator[Callable[[], Columns]]) -> Iterator[Columns]:
             pending = [pool.submit(job) for job in _first(jobs)]
             yield window
             del window  # else it lives on while the next one is awaited
+
+
+def _one_by_one(jobs: Iterator[Callable[[], Columns]]) -> Generator[Columns, None, None]:
+    for job in jobs:
+        yield job()
 
 
 def _first(jobs: Iterator[Callable[[], Columns]]) -> list[Callable[[], Columns]]:
@@ -317,8 +312,21 @@ def _open_files(paths: Sequence[str], columns: Mapping[str, pa.DataType]) -> lis
         files = list(pool.map(lambda path: open_data_file(path, columns), ordered))
     for file in files:
         if file.metadata.num_rows == 0:
-            logger.warning("skipping %s: it holds no rows", file.path)
+            get_logger(__name__).warning("skipping %s: it holds no rows", file.path)
     return [file for file in files if file.metadata.num_rows > 0]
+
+
+def checked_cursor(cursor: Cursor, num_rows: int) -> Cursor:
+    """The cursor, moved to the next epoch if at the end of one; `CheckpointError` if it lies outside the data."""
+    if cursor.epoch < 0 or not 0 <= cursor.row <= num_rows:
+        raise CheckpointError(
+            "cursor lies outside the data",
+            where="reader",
+            value=cursor,
+            limit=f"epoch >= 0, 0 <= row <= {num_rows}",
+            fix="resume with the files, offset and limit of the run that wrote the checkpoint",
+        )
+    return _normalised(cursor, num_rows)
 
 
 def _normalised(cursor: Cursor, num_rows: int) -> Cursor:
