@@ -19,7 +19,7 @@ def as_config_error(error: pydantic.ValidationError, document: Document) -> Conf
     lines = error.errors(include_url=False)
     if len(lines) == 1:
         return _single(lines[0], document)
-    faults = sorted({_one_line(line, document) for line in lines})
+    faults = sorted({_one_line(line, document) for line in lines}, key=_natural_order)
     return ConfigError(
         f"{len(faults)} faults in the config\n" + "\n".join(f"  - {fault}" for fault in faults), where=document.source,
     )  # fmt: skip
@@ -84,6 +84,11 @@ def _holds(container: Any, part: Any) -> bool:
 def _is_default(here: Any, part: Any) -> bool:
     # A default that fails its own check stands in no file; its name is still the best thing to say.
     return isinstance(here, dict) and isinstance(part, str) and part.isidentifier() and part.islower()
+
+
+def _natural_order(text: str) -> list[tuple[int, str]]:
+    # Line 10 comes after line 9.
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", text)]
 
 
 def _shortened(value: Any) -> str:
