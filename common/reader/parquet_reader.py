@@ -278,7 +278,6 @@ def _prefetched(jobs: Iterator[Callable[[], Columns]]) -> Generator[Columns, Non
             window = pending.pop().result()
             pending = [pool.submit(job) for job in _first(jobs)]
             yield window
-            del window  # else it lives on while the next one is awaited
 
 
 def _one_by_one(jobs: Iterator[Callable[[], Columns]]) -> Generator[Columns, None, None]:

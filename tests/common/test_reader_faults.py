@@ -167,10 +167,13 @@ class TestCorruptTruncatedDeletedOrChangedFiles:
         with pytest.raises(DataError, match=r"cannot open(.|\n)*a\.parquet"):
             list(batches)
 
-    @pytest.mark.parametrize("start", [0, 1])
-    def test_replaced_during_the_run(self, tmp_path, start):
-        path = write_edges(tmp_path / "a.parquet")
-        other = write_edges(tmp_path / "other.parquet", start=start, num_rows=40 if start else 30)
+    @pytest.mark.parametrize(("start", "num_rows", "same_size"), [(0, 30, False), (1, 40, True)])
+    def test_replaced_during_the_run(self, tmp_path, start, num_rows, same_size):
+        path, other = str(tmp_path / "a.parquet"), str(tmp_path / "other.parquet")
+        for name, rows in ((path, np.arange(40)), (other, np.arange(start, start + num_rows))):
+            table = pa.table({"lhs": rows, "rhs": rows})
+            pq.write_table(table, name, row_group_size=10, compression="none", use_dictionary=False)
+        assert (Path(path).stat().st_size == Path(other).stat().st_size) == same_size
         batches = iter(ParquetReader([path], EDGES, global_batch_size=8, shuffle_window_rows=10, prefetch=False))
         next(batches)
         shutil.copy(other, path)
