@@ -1,6 +1,6 @@
 """Known edges by query, for the filtered protocol.
 
-Letters: `E` known edges, `K` queries. A query of side "rhs" is (rel, lhs) and its answers are right-hand sides; of side "lhs" the
+Letters: `E` known edges. A query of side "rhs" is (rel, lhs) and its answers are right-hand sides; of side "lhs" the
 other way round.
 """
 

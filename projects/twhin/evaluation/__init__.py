@@ -1,0 +1,21 @@
+"""Link prediction: ranks of true nodes among all candidates, and baselines to hold them against."""
+
+from tml.projects.twhin.evaluation.baselines import PopularityScorer, popularity_baseline, random_baseline
+from tml.projects.twhin.evaluation.evaluator import LinkPredictionEvaluator, RankingOptions
+from tml.projects.twhin.evaluation.known_edges import KnownEdges, concatenate, take
+from tml.projects.twhin.evaluation.sources import DictSource, EmbeddingSource, IdSource, Scorer
+
+__all__ = [
+    "DictSource",
+    "EmbeddingSource",
+    "IdSource",
+    "KnownEdges",
+    "LinkPredictionEvaluator",
+    "PopularityScorer",
+    "RankingOptions",
+    "Scorer",
+    "concatenate",
+    "popularity_baseline",
+    "random_baseline",
+    "take",
+]
