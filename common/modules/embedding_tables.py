@@ -4,12 +4,15 @@ Letters: `K` ids of a look-up, `G` groups (physical tables, usually one), `D` em
 
 Two engines behind one door, chosen by `build_tables`:
 
-- `LocalTables`: one CPU rank calls fbgemm's table-batched kernel itself; going through torchrec costs up to a third of the speed there.
+- `LocalTables`: one CPU rank calls fbgemm's table-batched kernel itself; going through torchrec costs up to a third
+of the speed there.
 - `ShardedTables`: several ranks or a GPU go through torchrec's EmbeddingBagCollection, which
   `DistributedModelParallel` shards row-wise.
 
-Both take a KeyedJaggedTensor with one key a group and bags of one id (with several groups: bags of zero or one, each id in the
-bag of its group), start from the same rows for a seed, and name their tensors alike, so a checkpoint moves between them.
+Both take a KeyedJaggedTensor with one key a group and bags of one id (with several groups: bags of zero or one, each
+id in the
+bag of its group), start from the same rows for a seed, and name their tensors alike, so a checkpoint moves between
+them.
 """
 
 from __future__ import annotations
@@ -96,7 +99,8 @@ class LocalTables(nn.Module):
 class ShardedTables(nn.Module):
     """Tables for several ranks or a GPU: torchrec's EmbeddingBagCollection on the meta device until it is sharded.
 
-    Their fused optimizers are attached before sharding; see `tml.common.modules.sharding` for the plan, the initial rows and
+    Their fused optimizers are attached before sharding; see `tml.common.modules.sharding` for the plan, the initial
+    rows and
     the checkpoint tensors after it.
     """
 

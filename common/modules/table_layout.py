@@ -1,6 +1,7 @@
 """Layout: which named tables share one physical table, and at which row each begins.
 
-Tables of equal dim, data type and optimizer become one physical table (a group): a look-up then needs no empty bags and no reordering, which is
+Tables of equal dim, data type and optimizer become one physical table (a group): a look-up then needs no empty bags
+and no reordering, which is
 worth a factor of two and more on a CPU (docs/performance.md). The user's names, sizes and optimizers stay per table.
 """
 
@@ -37,7 +38,8 @@ class FusedOptimizerSpec:
 
 @dataclass(frozen=True)
 class TableSpec:
-    """A named table: `num_embeddings` rows of `embedding_dim` values, drawn from a normal distribution of std `init_scale`."""
+    """A named table: `num_embeddings` rows of `embedding_dim` values, drawn from a normal distribution of std
+    `init_scale`."""
 
     name: str
     num_embeddings: int

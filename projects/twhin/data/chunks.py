@@ -1,11 +1,15 @@
 """Chunks: a batch of edges is cut into groups of one type signature that share their negatives.
 
-Letters: `B` edges, `C` edges in a chunk, `G` uniform negatives of a chunk and side, `S` chunks, `W = 2 (C + G)` nodes of a chunk.
+Letters: `B` edges, `C` edges in a chunk, `G` uniform negatives of a chunk and side, `S` chunks, `W = 2 (C + G)`
+nodes of a chunk.
 
-A chunk's nodes lie side by side: `[lhs (C), lhs negatives (G), rhs (C), rhs negatives (G)]`. The candidates of a side, the last
-`in_batch_negatives` edges' endpoints and the uniform negatives, are therefore one slice of the looked-up rows: nothing is copied.
+A chunk's nodes lie side by side: `[lhs (C), lhs negatives (G), rhs (C), rhs negatives (G)]`. The candidates of a
+side, the last
+`in_batch_negatives` edges' endpoints and the uniform negatives, are therefore one slice of the looked-up rows:
+nothing is copied.
 
-The cut and the draws are a function of the edges, the seed and the block's number in the run, not of ranks: a run over the same global batches gives
+The cut and the draws are a function of the edges, the seed and the block's number in the run, not of ranks: a run
+over the same global batches gives
 the same result on any number of ranks that divides `assembly_blocks`.
 """
 
@@ -39,7 +43,8 @@ class ChunkedEdges(DataclassBatch):
         node_ids: int64 `[S, W]`, ids in the nodes' own tables.
         rel: int64 `[S, C]`.
         weight: float32 `[S, C]`, the relation's weight; zero marks padding.
-        lhs_shared: int64 `[M, 2]`, the edges that share (rel, rhs) with another of their chunk: flat slot in `[0, S * C)` and number of the
+        lhs_shared: int64 `[M, 2]`, the edges that share (rel, rhs) with another of their chunk: flat slot in `[0, S
+            * C)` and number of the
             group of equals, from zero. What may not be a negative of one may not be a negative of the others.
         rhs_shared: the same for (lhs, rel).
         operators: the operator of each chunk.
@@ -61,13 +66,13 @@ class ChunkedEdges(DataclassBatch):
     def concat(cls, batches: Sequence[ChunkedEdges]) -> ChunkedEdges:
         """One batch with the chunks of all: slots and groups are numbered on."""
         numbered = []
-        num_slots, num_groups = 0, 0
+        num_slots, num_groups = 0, {"lhs_shared": 0, "rhs_shared": 0}
         for batch in batches:
-            shift = torch.tensor([num_slots, num_groups])
-            shared = {name: getattr(batch, name) + shift for name in ("lhs_shared", "rhs_shared")}
-            numbered.append(dataclasses.replace(batch, **shared))
+            shared = {name: getattr(batch, name) for name in num_groups}
+            shifted = {name: rows + torch.tensor([num_slots, num_groups[name]]) for name, rows in shared.items()}
+            numbered.append(dataclasses.replace(batch, **shifted))
             num_slots += batch.rel.numel()
-            num_groups += max(len(batch.lhs_shared), len(batch.rhs_shared))
+            num_groups = {name: count + len(shared[name]) for name, count in num_groups.items()}
         return super().concat(numbered)
 
 
@@ -93,6 +98,9 @@ class ChunkAssembler:
         shape: sizes of a chunk.
         seed: of the uniform negatives.
         weights: a relation's name to its weight in the loss; one where absent.
+        pad: give every block of a size the same number of chunks, so that all ranks look up equally many ids (gloo
+            cannot gather
+            unequal parts).
     """
 
     def __init__(
@@ -102,8 +110,9 @@ class ChunkAssembler:
         shape: ChunkShape,
         seed: int,
         weights: Mapping[str, float] | None = None,
+        pad: bool = False,
     ) -> None:
-        self.schema, self.layout, self.shape, self.seed = schema, layout, shape, seed
+        self.schema, self.layout, self.shape, self.seed, self.pad = schema, layout, shape, seed, pad
         relations = schema.relations
         signatures = sorted({(r.lhs, r.rhs, r.operator) for r in relations})
         self._signatures = signatures
@@ -115,29 +124,34 @@ class ChunkAssembler:
         self._offset = np.array([[layout.offset[lhs], layout.offset[rhs]] for lhs, rhs, _ in signatures])
         self._group = np.array([[layout.group_index[lhs], layout.group_index[rhs]] for lhs, rhs, _ in signatures])
 
-    def assemble(self, blocks: list[tuple[int, EdgeArrays]], num_examples: int, cursor: Cursor) -> ChunkedEdges:
+    def assemble(
+        self, blocks: list[tuple[int, EdgeArrays]], block_size: int, num_examples: int, cursor: Cursor
+    ) -> ChunkedEdges:
         """Chunks of a rank's share of a batch.
 
         Args:
-            blocks: the share in blocks, each with its number in the run, which seeds its negatives. A rank without edges gives one empty block
-                and gets one chunk of padding, so that it can take part in the collectives.
+            blocks: the share in blocks, each with its number in the run, which seeds its negatives. An empty block
+                gives chunks of padding.
+            block_size: edges of a full block.
             num_examples: edges of the global batch.
             cursor: the place in the data after the batch.
         """
-        parts = [self._cut(edges) for _, edges in blocks]
+        parts = [self._cut(edges, block_size) for _, edges in blocks]
         signature = np.concatenate([part[0] for part in parts])
         place = _Places(*(np.concatenate(columns) for columns in zip(*(p[1] for p in parts), strict=True)))
         draws = [self._draw(number, part[0]) for (number, _), part in zip(blocks, parts, strict=True)]
         return self._pack(signature, place, np.concatenate(draws), num_examples, cursor)
 
-    def _cut(self, edges: EdgeArrays) -> tuple[Ints, tuple[NDArray[np.generic], ...]]:
+    def _cut(self, edges: EdgeArrays, block_size: int) -> tuple[Ints, tuple[NDArray[np.generic], ...]]:
         """The signature of each chunk `[S]`, and `lhs, rel, rhs, filled`, each `[S, C]`."""
         signature = self._signature_of_rel[edges.rel]
         counts = np.bincount(signature, minlength=len(self._signatures))
         num_chunks = -(-counts // self.shape.size)
-        if not len(edges):
-            num_chunks[0] = 1
-        chunk_signature = np.repeat(np.arange(len(counts)), num_chunks)
+        # Padding comes last, so that the chunks and draws before it are the same with and without.
+        num_padding = max(self._least_chunks(block_size) - int(num_chunks.sum()), 0)
+        chunk_signature = np.concatenate(
+            [np.repeat(np.arange(len(counts)), num_chunks), np.zeros(num_padding, np.int64)]
+        )
         slots = self._slots(counts, num_chunks)
         columns = []
         order = np.argsort(signature, kind="stable")
@@ -148,6 +162,12 @@ class ChunkAssembler:
         filled = np.zeros(len(chunk_signature) * self.shape.size, dtype=bool)
         filled[slots] = True
         return chunk_signature, (*columns, filled.reshape(-1, self.shape.size))
+
+    def _least_chunks(self, block_size: int) -> int:
+        """With `pad`, the most chunks that a block of this size can need: every signature may have one that is not
+        full."""
+        num_signatures = min(len(self._signatures), block_size)
+        return (block_size - num_signatures) // self.shape.size + num_signatures if self.pad else 1
 
     def _slots(self, counts: Ints, num_chunks: Ints) -> Ints:
         """The slot of every edge, in order of signature: a signature's edges are spread evenly over its chunks.

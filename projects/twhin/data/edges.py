@@ -20,7 +20,8 @@ Locate = Callable[[int], str]
 
 @dataclass(frozen=True)
 class EdgeArrays:
-    """Edges as three int64 arrays `[B]`: left-hand side, relation, right-hand side, each an index (of a table, or of the relations)."""
+    """Edges as three int64 arrays `[B]`: left-hand side, relation, right-hand side, each an index (of a table, or of
+    the relations)."""
 
     lhs: Ints
     rel: Ints

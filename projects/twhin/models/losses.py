@@ -1,7 +1,9 @@
 """Losses of an edge against its negatives.
 
-Letters: `...` leading shape (chunks), `C` edges, `N` candidates. Inputs are the positive scores `[..., C]` and the negative scores
-`[..., C, N]` in which a masked candidate (a positive of the chunk, or padding) is `MASKED_SCORE`. The result is one loss per
+Letters: `...` leading shape (chunks), `C` edges, `N` candidates. Inputs are the positive scores `[..., C]` and the
+negative scores
+`[..., C, N]` in which a masked candidate (a positive of the chunk, or padding) is `MASKED_SCORE`. The result is one
+loss per
 edge, `[..., C]`, whose size depends neither on `N` nor on how many candidates are masked away.
 """
 
@@ -13,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Finite, so that an edge whose candidates are all masked has a finite loss and gradient (infinities would subtract to NaN).
+# Finite, so that an edge whose candidates are all masked has a finite loss and gradient (infinities would subtract
+# to NaN).
 MASKED_SCORE = -1e30
 
 EdgeLoss = Callable[[Tensor, Tensor, float], Tensor]

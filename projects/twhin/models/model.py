@@ -63,12 +63,15 @@ class TwhinHead(nn.Module):
             batch: the chunks.
 
         Returns:
-            The loss of an edge (half the sum over its two sides, plus regularisation), weighted by its relation and averaged over the
-            global batch: a scalar whose mean over ranks is that of one rank. And `positive_score`, the detached mean over this rank's edges.
+            The loss of an edge (half the sum over its two sides, plus regularisation), weighted by its relation and
+            averaged over the
+            global batch: a scalar whose mean over ranks is that of one rank. And `positive_score`, the detached mean
+            over this rank's edges.
         """
         rows = rows.view(*batch.node_ids.shape, -1)
         lhs_mask, rhs_mask = self._masks(batch)
-        total, positive = rows.new_zeros(()), rows.new_zeros(())
+        # Data-parallel training waits for a gradient of every parameter, also on a rank whose operators need none.
+        total, positive = 0.0 * self.scorer.weight[0, 0], rows.new_zeros(())
         for operator, chunks in _runs(batch.operators):
             run = _Run(operator, *self._split(rows[chunks]), rel=batch.rel[chunks])
             loss, scores_of_edges = self._edge_losses(run, lhs_mask[chunks], rhs_mask[chunks])
@@ -158,6 +161,14 @@ class TwhinModel(nn.Module):
         """Loss and outputs of a batch, see `TwhinHead.forward`."""
         rows = self.tables(batch.nodes)
         return self.head(rows, batch)
+
+    def dense_tensors(self) -> dict[str, Tensor]:
+        """Live parameters outside the tables, by their name in a checkpoint."""
+        return {"relations.weight": self.head.scorer.weight}
+
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint must hold of an unsharded model, live; see `ShardedModel` for a sharded one."""
+        return self.tables.checkpoint_tensors() | self.dense_tensors()
 
 
 def _runs(operators: tuple[str, ...]) -> Iterator[tuple[Operator, slice]]:

@@ -12,7 +12,8 @@ from torch import Tensor
 def positives_mask(own: Tensor, candidates: Tensor, candidate_valid: Tensor, shared: Tensor) -> Tensor:
     """Candidates that are padding, the edge's own node, or the node of another edge with the same query.
 
-    For the right-hand side the query is (lhs, rel): all `t` with (lhs, rel, t) in the chunk are positives of each of these edges.
+    For the right-hand side the query is (lhs, rel): all `t` with (lhs, rel, t) in the chunk are positives of each of
+    these edges.
 
     Args:
         own: int64 `[S, C]`, each edge's node on this side.

@@ -1,6 +1,7 @@
 """Operators: how a relation moves a left-hand-side embedding before it is compared.
 
-Letters: `...` any leading shape, `D` embedding dim. Every operator is affine in the embedding, so that besides `apply` it has
+Letters: `...` any leading shape, `D` embedding dim. Every operator is affine in the embedding, so that besides
+`apply` it has
 
 - an adjoint, which moves the operator to the other side of a dot product: scoring `N` corrupted left-hand sides
   against one edge then costs one matrix product, though each of the `N` would have to be moved;

@@ -29,11 +29,14 @@ class RelationSpec:
 class RelationScorer(nn.Module):
     """Scores edges and candidates under every relation.
 
-    With `reciprocal`, each relation has a second row of parameters for its inverse: corrupted left-hand sides are scored as
-    right-hand sides of the inverse, `compare(op_inverse(rhs), lhs)` (arXiv 1806.07297). Without, both sides use one score.
+    With `reciprocal`, each relation has a second row of parameters for its inverse: corrupted left-hand sides are
+    scored as
+    right-hand sides of the inverse, `compare(op_inverse(rhs), lhs)` (arXiv 1806.07297). Without, both sides use one
+    score.
 
     Attributes:
-        weight: float `[R, D]`, or `[2 R, D]` with the inverses in the second half. The row of an `identity` relation is unused.
+        weight: float `[R, D]`, or `[2 R, D]` with the inverses in the second half. The row of an `identity` relation
+            is unused.
     """
 
     def __init__(
@@ -57,7 +60,8 @@ class RelationScorer(nn.Module):
         return OPERATORS[self.relations[relation].operator]
 
     def pair_scores(self, operator: Operator, rel: Tensor, lhs: Tensor, rhs: Tensor) -> Tensor:
-        """Forward scores of edges `[..., C]`: `rel` int64 `[..., C]` under one operator, `lhs` and `rhs` `[..., C, D]`."""
+        """Forward scores of edges `[..., C]`: `rel` int64 `[..., C]` under one operator, `lhs` and `rhs` `[..., C,
+        D]`."""
         return scores.score_pairs(operator, self.comparator, self.params(rel), lhs, rhs)
 
     def inverse_pair_scores(self, operator: Operator, rel: Tensor, lhs: Tensor, rhs: Tensor) -> Tensor:
@@ -67,11 +71,13 @@ class RelationScorer(nn.Module):
         return scores.score_pairs(operator, self.comparator, self.inverse_params(rel), rhs, lhs)
 
     def rhs_scores(self, operator: Operator, rel: Tensor, lhs: Tensor, candidates: Tensor) -> Tensor:
-        """Scores `[..., C, N]` of `candidates [..., N, D]` as right-hand sides of `lhs [..., C, D]` under `rel [..., C]`."""
+        """Scores `[..., C, N]` of `candidates [..., N, D]` as right-hand sides of `lhs [..., C, D]` under `rel [...,
+        C]`."""
         return scores.score_rhs(operator, self.comparator, self.params(rel), lhs, candidates)
 
     def lhs_scores(self, operator: Operator, rel: Tensor, rhs: Tensor, candidates: Tensor) -> Tensor:
-        """Scores `[..., C, N]` of `candidates [..., N, D]` as left-hand sides of `rhs [..., C, D]` under `rel [..., C]`."""
+        """Scores `[..., C, N]` of `candidates [..., N, D]` as left-hand sides of `rhs [..., C, D]` under `rel [...,
+        C]`."""
         if self.reciprocal:
             return scores.score_rhs(operator, self.comparator, self.inverse_params(rel), rhs, candidates)
         return scores.score_lhs(operator, self.comparator, self.params(rel), rhs, candidates)

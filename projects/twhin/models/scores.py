@@ -2,7 +2,8 @@
 
 Letters: `...` any leading shape (chunks), `C` edges, `N` candidates, `D` embedding dim.
 
-The score of an edge is `f(l, r, t) = compare(op_r(l), t)`: the left-hand side is moved (arXiv 2202.05387). Comparators: `dot`;
+The score of an edge is `f(l, r, t) = compare(op_r(l), t)`: the left-hand side is moved (arXiv 2202.05387).
+Comparators: `dot`;
 `cosine`; `l2`, the negative Euclidean distance. Higher is better for all three.
 """
 
