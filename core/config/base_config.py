@@ -44,30 +44,31 @@ class BaseConfig(pydantic.BaseModel):
             if strangers or isinstance(group, str):
                 raise TypeError(f"{cls.__name__}: a group names {strangers or group!r}, which is no field of it")
 
-    @pydantic.field_validator("*", mode="before")
-    @classmethod
-    def _refuse_other_kinds(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
-        field = cls.model_fields.get(info.field_name or "")
-        mismatch = None if field is None else kind_mismatch(field.annotation, value)
-        if mismatch:
-            raise PydanticCustomError("kind", "{mismatch}", {"mismatch": mismatch})
-        return value
-
     @pydantic.model_validator(mode="wrap")
     @classmethod
     def _explain(cls, data: Any, handler: Callable[[Any], Self]) -> Self:
+        kinds = cls._kind_faults(data) if isinstance(data, Mapping) else {}
+        lines = [InitErrorDetails(type=_custom("kind", why), loc=(key,), input=data[key]) for key, why in kinds.items()]
+        config = None
         try:
             config = handler(data)
+            values = {name: getattr(config, name) for name in cls.model_fields}
         except pydantic.ValidationError as error:
-            # Group faults are looked for in the raw values too, so that one report holds every fault.
-            groups = cls._group_faults(cls._raw_values(data)) if isinstance(data, Mapping) else []
-            raise pydantic.ValidationError.from_exception_data(
-                error.title, [*map(cls._line_error, error.errors(include_url=False)), *_as_lines(groups, data)]
-            ) from None
-        groups = cls._group_faults({name: getattr(config, name) for name in cls.model_fields})
-        if groups:
-            raise pydantic.ValidationError.from_exception_data(cls.__name__, _as_lines(groups, data))
+            faults = error.errors(include_url=False)
+            lines += [cls._line_error(fault) for fault in faults if fault["loc"][:1] not in {(key,) for key in kinds}]
+            # Groups are looked at in the raw values too, so that one report holds every fault.
+            values = cls._raw_values(data) if isinstance(data, Mapping) else {}
+        lines += [InitErrorDetails(type=_custom("group", why), loc=(), input=data) for why in cls._group_faults(values)]
+        if config is None or lines:
+            raise pydantic.ValidationError.from_exception_data(cls.__name__, lines)
         return config
+
+    @classmethod
+    def _kind_faults(cls, data: Mapping[str, Any]) -> dict[str, str]:
+        """Field name -> what is wrong with the kind of its value."""
+        given = {name: field.annotation for name, field in cls.model_fields.items() if name in data}
+        faults = {name: kind_mismatch(annotation, data[name]) for name, annotation in given.items()}
+        return {name: fault for name, fault in faults.items() if fault}
 
     @classmethod
     def _raw_values(cls, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +76,9 @@ class BaseConfig(pydantic.BaseModel):
 
     @classmethod
     def _group_faults(cls, values: Mapping[str, Any]) -> list[str]:
-        faults = []
+        faults: list[str] = []
+        if not values:
+            return faults
         for group in cls.one_of:
             given = [name for name in group if values[name] is not None]
             if len(given) != 1:
@@ -120,7 +123,3 @@ def _same_kind(error: Any) -> str | PydanticCustomError:
     except (KeyError, TypeError):
         return _custom(error["type"], error["msg"])
     return str(error["type"])
-
-
-def _as_lines(faults: Iterable[str], data: Any) -> list[InitErrorDetails]:
-    return [InitErrorDetails(type=_custom("group", fault), loc=(), input=data, ctx={}) for fault in faults]

@@ -66,24 +66,23 @@ def _real_path(line: Any, document: Document) -> KeyPath:
     path: list[str | int] = []
     here = document.data
     for depth, part in enumerate(line["loc"], start=1):
-        is_missing = line["type"] == "missing" and depth == len(line["loc"])
         if _holds(here, part):
             here = here[part]
-        elif not is_missing and not _is_default(here, part):
+        elif depth < len(line["loc"]) or not (line["type"] == "missing" or _is_default(line, here)):
             continue
         path.append(part)
     return tuple(path)
+
+
+def _is_default(line: Any, section: Any) -> bool:
+    # A default that fails its own check stands in no file, but its name is the best thing to say.
+    return isinstance(section, dict) and line["input"] is not section
 
 
 def _holds(container: Any, part: Any) -> bool:
     if isinstance(container, list):
         return isinstance(part, int) and part < len(container)
     return isinstance(container, dict) and part in container
-
-
-def _is_default(here: Any, part: Any) -> bool:
-    # A default that fails its own check stands in no file; its name is still the best thing to say.
-    return isinstance(here, dict) and isinstance(part, str) and part.isidentifier() and part.islower()
 
 
 def _natural_order(text: str) -> list[tuple[int, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 YAML_1_1_BOOLEANS = {"yes", "no", "on", "off", "y", "n"}
 
@@ -19,13 +19,20 @@ def kind_mismatch(annotation: Any, value: Any) -> str | None:
     if origin is Annotated:
         return kind_mismatch(arguments[0], value)
     if origin in (Union, types.UnionType):
-        faults = [kind_mismatch(member, value) for member in arguments]
-        return next((fault for fault in faults if fault), None) if all(faults) else None
+        faults = [_member_mismatch(member, value) for member in arguments if member is not type(None)]
+        return faults[0] if value is not None and all(faults) else None
     if isinstance(value, Mapping):
         return _first_mismatch(arguments[1], value.items()) if len(arguments) == 2 and origin is not tuple else None
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return _elements_mismatch(origin, arguments, value)
     return _scalar_mismatch(annotation, value)
+
+
+def _member_mismatch(annotation: Any, value: Any) -> str | None:
+    # Beside other kinds, a choice that does not hold the value is a mismatch; alone, pydantic lists the choices.
+    if get_origin(annotation) is Literal and value not in get_args(annotation):
+        return f"{' or '.join(map(repr, get_args(annotation)))} is expected, not {_named(value)}"
+    return kind_mismatch(annotation, value)
 
 
 def _elements_mismatch(origin: Any, arguments: tuple[Any, ...], value: Sequence[Any]) -> str | None:
@@ -43,8 +50,6 @@ def _first_mismatch(annotation: Any, items: Any) -> str | None:
 
 
 def _scalar_mismatch(annotation: Any, value: Any) -> str | None:
-    if annotation is type(None):
-        return None if value is None else "null is expected"
     if annotation is bool and not isinstance(value, bool):
         hint = ", write it out" if str(value).lower() in YAML_1_1_BOOLEANS else ""
         return f"true or false is expected, not {_named(value)}{hint}"

@@ -5,7 +5,8 @@ from typing import ClassVar, Literal
 import pydantic
 import pytest
 
-from tml.core.config import BaseConfig
+from tml.common.errors import ConfigError
+from tml.core.config import BaseConfig, parse_config
 
 
 class Comparator(enum.Enum):
@@ -158,3 +159,33 @@ def test_messages_of_own_validators_survive_with_braces():
         "even.size: Value error, must be even {not 3}",
         "even.othr: unknown key; did you mean 'other'?",
     ]
+
+
+class Sgd(BaseConfig):
+    kind: Literal["sgd"] = "sgd"
+    momentum: float = 0.0
+
+
+class Adam(BaseConfig):
+    kind: Literal["adam"] = "adam"
+    eps: float = 1e-8
+
+
+class Choices(BaseConfig):
+    optimizer: Sgd | Adam = pydantic.Field(Sgd(), discriminator="kind")
+    num_chunks: Literal["auto"] | int | None = "auto"
+
+
+def test_unions_by_discriminator_and_of_kinds_work():
+    choices = Choices(optimizer={"kind": "adam", "eps": 1}, num_chunks=3)
+    assert choices.optimizer == Adam(eps=1.0)
+    assert Choices(num_chunks=None).num_chunks is None
+    assert Choices(num_chunks="auto") == Choices()
+    assert hash(Choices()) == hash(Choices(num_chunks="auto"))
+
+
+def test_faults_inside_a_union_are_refused_and_named_by_their_real_path():
+    with pytest.raises(ConfigError, match=r"optimizer\.epps: unknown key\n.*\n  fix: did you mean 'eps'"):
+        parse_config(Choices, {"optimizer": {"kind": "adam", "epps": 1}})
+    with pytest.raises(ConfigError, match=r"num_chunks: 'auto' is expected, not the text '5'"):
+        parse_config(Choices, {"num_chunks": "5"})
