@@ -14,14 +14,6 @@ die() { # die MESSAGE...: says what is wrong, one line an argument, and ends the
 
 heading() { printf '\n== %s\n' "$*"; }
 
-run_or_show() { # runs a command, or only prints it when DRY_RUN=1
-  if [ "${DRY_RUN:-0}" = 1 ]; then
-    printf '%s\n' "$*"
-  else
-    "$@"
-  fi
-}
-
 find_python() { # the first Python that is new enough; TML_PYTHON overrides
   local candidate
   for candidate in ${TML_PYTHON:-python3 python3.11 python3.12 python3.13 python}; do
@@ -44,4 +36,32 @@ choose_device() { # cpu or cuda: TML_DEVICE, or what the machine has
 
 sha256() { # of standard input
   if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi | cut -d ' ' -f 1
+}
+
+in_image() { # in_image [-it] COMMAND...: runs a command in the image, on this checkout; DRY_RUN=1 only prints the docker command
+  local device options=()
+  device=$(choose_device)
+  if [ "$1" = -it ]; then
+    options+=(-it)
+    shift
+  fi
+  if [ "$device" = cuda ]; then options+=(--gpus all); fi
+  if [ -n "${TML_DATA:-}" ]; then options+=(--volume "$TML_DATA:/data:ro" --env TML_DATA=/data); fi
+  # The caller's own user, so that what is written into the checkout belongs to them. The image does not know their name, and
+  # torch asks for it.
+  docker_command run --rm --init --shm-size=8g --user "$(id -u):$(id -g)" --env HOME=/tmp --env USER=tml \
+    --volume "$PWD:/app" ${options[@]+"${options[@]}"} "$(image_name "$device")" "$@"
+}
+
+image_name() { # image_name DEVICE
+  echo "${TML_IMAGE:-tml:$1}"
+}
+
+docker_command() { # runs docker, or prints its command line when DRY_RUN=1
+  if [ "${DRY_RUN:-0}" = 1 ]; then
+    printf 'docker %s\n' "$*"
+  else
+    command -v docker >/dev/null || die "docker is not installed" "fix: install it, or use the script without docker_ in its name"
+    docker "$@"
+  fi
 }

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv with exactly the packages of the lock file and tml itself (editable). Does nothing when that is already so.
+# Makes .venv with the packages of the lock file and tml itself (editable). Does nothing when that is already so.
+# `scripts/setup.sh packages` stops before tml itself, which lets an image keep the packages in a layer of their own.
 #
 #   TML_DEVICE=cpu|cuda   which lock; default: cuda where `nvidia-smi` finds a GPU, otherwise cpu
 #   TML_PYTHON=...        the Python to use; default: the first of python3, python3.11 ... that is new enough
@@ -16,11 +17,20 @@ device=$(choose_device)
 venv=${TML_VENV:-.venv}
 lock=requirements/$device.txt
 stamp=$venv/.tml-stamp
-wanted="$device $PWD $(cat "$lock" pyproject.toml scripts/setup.sh | sha256)"
+part=${1:-all}
 
+stamp_text() { # what the environment was made from
+  echo "$device $PWD $(cat "$lock" scripts/setup.sh "${@:-pyproject.toml}" | sha256)"
+}
+
+wanted=$(if [ "$part" = packages ]; then stamp_text /dev/null; else stamp_text; fi)
 if [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
   echo "$venv is up to date ($device)"
   exit 0
+fi
+if [ -e "$venv" ] && [ ! -w "$venv" ]; then
+  die "$venv was made from another lock, pyproject.toml or folder, and cannot be changed" \
+    "fix: in Docker, scripts/build_images.sh; elsewhere, set TML_VENV to a folder of your own"
 fi
 
 install() { # pip without following requirements: the lock is complete, and torchrec's own would pull in CUDA
@@ -47,19 +57,21 @@ check_build() { # a CUDA torch under the CPU lock (or the other way round) makes
 [ "$(uname -s)" = Linux ] || die "fbgemm has no wheels for $(uname -s)" "limit: Linux, x86_64 or aarch64" \
   "fix: run inside Docker instead: scripts/docker_run.sh"
 
-if [ -x "$venv/bin/python" ] && [ "$(cut -d ' ' -f 1 "$stamp" 2>/dev/null)" != "$device" ]; then
-  rm -rf "$venv" # the two devices' packages overwrite each other's files
+if [ -f "$stamp" ] && [ "$(cut -d ' ' -f 1 "$stamp")" != "$device" ]; then
+  rm -rf "${venv:?}"/* # the two devices' packages overwrite each other's files
 fi
 if [ ! -x "$venv/bin/python" ]; then
   python=$(find_python)
   echo "making $venv with $("$python" --version)"
   "$python" -m venv "$venv" || die "python cannot make a virtual environment" "fix: install its venv module (Debian: apt install python3-venv)"
 fi
-rm -f "$stamp"
+echo "$device unfinished" >"$stamp"
 echo "installing $(grep -c == "$lock") packages from $lock (the first time takes some minutes)"
 if [ "$device" = cpu ]; then install_cpu_torch; fi
 install -r "$lock" || die "pip could not install $lock" "fix: see pip's message above; the packages come from pip's configured index"
-install --no-build-isolation --editable .
 check_build
+if [ "$part" = all ]; then
+  install --no-build-isolation --editable .
+  echo "$venv is ready ($device); try: $venv/bin/tml doctor"
+fi
 echo "$wanted" >"$stamp"
-echo "$venv is ready ($device); try: $venv/bin/tml doctor"
