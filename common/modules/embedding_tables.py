@@ -137,7 +137,8 @@ def init_rows(group: TableGroup, rows: Tensor, seed: int, first_row: int = 0) ->
     for number, table in enumerate(group.tables):
         stop = start + table.num_embeddings
         low, high = max(start, first_row), min(stop, first_row + len(rows))
-        for block in range((low - start) // _INIT_BLOCK_ROWS, -(-(high - start) // _INIT_BLOCK_ROWS)):
+        blocks = range((low - start) // _INIT_BLOCK_ROWS, -(-(high - start) // _INIT_BLOCK_ROWS))
+        for block in blocks if low < high else ():
             block_start = start + block * _INIT_BLOCK_ROWS
             block_stop = min(block_start + _INIT_BLOCK_ROWS, stop)
             generator.manual_seed((seed * 1_000_003 + number) * 1_000_003 + block)
