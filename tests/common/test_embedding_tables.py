@@ -16,8 +16,9 @@ from tml.common.modules.table_layout import FusedKind, FusedOptimizerSpec, Table
 ROWWISE = FusedOptimizerSpec("rowwise_adagrad", 0.1)
 
 
-def _layout(kinds: tuple[FusedKind, FusedKind] = ("rowwise_adagrad", "rowwise_adagrad"), **table: object) ->
-TableLayout:
+def _layout(
+    kinds: tuple[FusedKind, FusedKind] = ("rowwise_adagrad", "rowwise_adagrad"), **table: object
+) -> TableLayout:
     return TableLayout(
         TableSpec(name, rows, 4, FusedOptimizerSpec(kind, 0.1), init_scale=1.0, **table)  # type: ignore[arg-type]
         for (name, rows), kind in zip((("user", 7), ("tweet", 5)), kinds, strict=True)
