@@ -147,8 +147,8 @@ def _undecodable(block: LineBlock) -> list[int]:
 def _quotes(block: LineBlock, delimiter: str) -> tuple[np.ndarray, np.ndarray]:
     """Which bytes lie inside quotes (bool [n]) and which lines use quotes against RFC 4180.
 
-    A quote opens only at the start of a value and closes only at its end; inside, it is doubled. A value that spans lines is
-    refused: no id needs a line end, and a lost quote would otherwise swallow the rest of the file.
+    A quote opens only at the start of a value and closes only at its end; inside, it is doubled. A value that spans
+    lines is refused: no id needs a line end, and a lost quote would otherwise swallow the rest of the file.
     """
     is_quote = block.data == _QUOTE
     total = np.cumsum(is_quote)

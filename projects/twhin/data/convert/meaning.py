@@ -86,7 +86,7 @@ class Interpreter:
         if pa.types.is_string(ids.type):
             _mark(faults, _mask(pc.equal(pc.binary_length(ids), 0)), "empty id")
             if self.options.id_type == "int":
-                _mark(faults, ~_mask(pc.match_substring_regex(ids, r"^(0|-?[1-9][0-9]{0,17})$")), "id is not an integer")
+                _mark(faults, ~_is_int64(ids), "id is not an integer")
         return ids, tables
 
     def _typed(self, ids: pa.Array) -> pa.Array:
@@ -108,7 +108,10 @@ class Interpreter:
         encoded = names.dictionary_encode()
         single = self.options.single_table
         if lhs_table is None or rhs_table is None:
-            found = [self.signatures.code(RelationType(n, single or "", single or "")) for n in encoded.dictionary.to_pylist()]
+            found = [
+                self.signatures.code(RelationType(n, single or "", single or ""))
+                for n in encoded.dictionary.to_pylist()
+            ]
             return np.array(found, np.int32)[encoded.indices.to_numpy()]
         return self._combined(encoded, lhs_table, rhs_table, faults)
 
@@ -131,7 +134,12 @@ class Interpreter:
         )
         found = [
             self.signatures.code(
-                RelationType(*(array.dictionary[int(part[i])].as_py() for array, part in zip((names, lhs, rhs), parts, strict=True)))
+                RelationType(
+                    *(
+                        array.dictionary[int(part[i])].as_py()
+                        for array, part in zip((names, lhs, rhs), parts, strict=True)
+                    )
+                )
             )
             for i in one_of_each
         ]
@@ -152,7 +160,10 @@ def _split_prefix(ids: pa.Array, separator: str, faults: np.ndarray) -> tuple[pa
     """`user:17` becomes `17` and `user`; only the first separator counts, so ids may hold it too."""
     if not pa.types.is_string(ids.type):
         raise DataError(
-            "ids with table prefixes must be strings", value=str(ids.type), limit="string", fix="pass --relation instead"
+            "ids with table prefixes must be strings",
+            value=str(ids.type),
+            limit="string",
+            fix="pass --relation instead",
         )
     has_prefix = _mask(pc.greater(pc.find_substring(ids, separator), 0))
     _mark(faults, ~has_prefix, "id without a table prefix")
@@ -166,8 +177,18 @@ def _split_prefix(ids: pa.Array, separator: str, faults: np.ndarray) -> tuple[pa
     return halves.take(pa.array(np.arange(1, len(halves), 2))), tables
 
 
+def _is_int64(ids: pa.Array) -> np.ndarray:
+    """Which strings are the one way to write an int64, without plus sign or leading zeros, so that ids map back."""
+    fits = _mask(pc.match_substring_regex(ids, r"^(0|-?[1-9][0-9]{0,18})$"))
+    digits = pc.utf8_ltrim(ids, "-")
+    longest = _mask(pc.equal(pc.binary_length(digits), 19))
+    if longest.any():
+        fits &= ~(longest & _mask(pc.greater(digits, str(2**63 - 1))))
+    return fits
+
+
 def _at_or_after(time: pa.Array, bound: str, faults: np.ndarray) -> np.ndarray:
-    """Compares times as numbers where the bound is one, as dates where the column holds dates, and else as text (ISO 8601 sorts)."""
+    """Compares times as numbers where the bound is one, as dates in a column of dates, else as text (ISO 8601)."""
     number = _number(bound)
     kind = time.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):

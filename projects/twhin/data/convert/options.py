@@ -9,7 +9,7 @@ from typing import Any
 
 from tml.common.errors import ConfigError
 
-TABLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+TABLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 RELATIONS_FILE = "relations"  # vocab/relations.parquet, so no table may have this name
 DEFAULT_FRACTIONS = (0.9, 0.05, 0.05)
 
@@ -58,9 +58,9 @@ class ConvertOptions:
         typed_ids: separator between the table's name and the id, as in `user:17`.
         single_table: the one table that all ids belong to.
         columns: names, or positions from 0, of lhs, relation and rhs (of lhs and rhs where files hold one relation).
-        header: whether text files have a header line; None looks (see `text.Layout`).
-        delimiter, quoting: None goes by the file's name: .csv has commas and quotes, everything else tabs and no quotes.
-        time_column, valid_from, test_from: split by time; rows from `test_from` on are test, from `valid_from` on validation.
+        header: whether text files have a header line; None looks.
+        delimiter, quoting: None goes by the file's name: .csv has commas and quotes, all others tabs and no quotes.
+        time_column, valid_from, test_from: split by time; from `test_from` on test, from `valid_from` on validation.
         id_type: `string`, `int`, or `auto`: text gives strings, parquet keeps what it has.
     """
 
@@ -94,7 +94,9 @@ class ConvertOptions:
 
     def __post_init__(self) -> None:
         for field, choices in CHOICES.items():
-            _require(getattr(self, field) in choices, _flag(field), getattr(self, field), f"one of {', '.join(choices)}")
+            _require(
+                getattr(self, field) in choices, _flag(field), getattr(self, field), f"one of {', '.join(choices)}"
+            )
         for field in ("min_degree", "row_group_size", "rows_per_file"):
             _require(getattr(self, field) >= 1, _flag(field), getattr(self, field), "at least 1")
         self._check_inputs()
@@ -105,15 +107,22 @@ class ConvertOptions:
         _require(self.inputs or self.relation_inputs, "INPUT", None, "at least one file to convert")
         widths = {len(self.columns)} if self.columns else set()
         _require(widths <= {2, 3}, "--columns", self.columns, "lhs,relation,rhs or lhs,rhs")
-        _require(not (self.inputs and widths == {2}) or self._one_relation(), "--columns", self.columns,
-                 "three columns, since the files given without a relation's name must say the relation of each row")  # fmt: skip
-        _require(self.delimiter is None or _is_delimiter(self.delimiter), "--delimiter", self.delimiter, "one ASCII character")
+        tells_relation = not (self.inputs and widths == {2}) or self._one_relation()
+        _require(tells_relation, "--columns", self.columns, "three columns: rows must say which relation they are of")
+        _require(
+            self.delimiter is None or _is_delimiter(self.delimiter),
+            "--delimiter",
+            self.delimiter,
+            "one ASCII character",
+        )
         _require(re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]i?B", self.memory_limit), "--memory-limit", self.memory_limit,
                  "a size such as 4GB or 500MB")  # fmt: skip
 
     def _check_meaning(self) -> None:
         given = [flag for flag, value in self._meanings().items() if value]
-        _require(len(given) == 1, " / ".join(self._meanings()), given or None, "exactly one way to say what a row means")
+        _require(
+            len(given) == 1, " / ".join(self._meanings()), given or None, "exactly one way to say what a row means"
+        )
         names = [relation.name for relation in self.relations]
         twice = sorted({name for name in names if names.count(name) > 1})
         _require(not twice, "--relation", twice, "each relation named once")
@@ -127,12 +136,24 @@ class ConvertOptions:
         given = bool(self.valid or self.test)
         timed = any(v is not None for v in (self.time_column, self.valid_from, self.test_from))
         ways = (self.split_fractions is not None) + given + timed
-        _require(ways <= 1, "--split-fractions / --valid, --test / --time-column", f"{ways} of them", "one way to split")
+        _require(
+            ways <= 1, "--split-fractions / --valid, --test / --time-column", f"{ways} of them", "one way to split"
+        )
         if timed:
             whole = self.time_column is not None and self.test_from is not None
-            _require(whole, "--time-column", self.time_column, "--time-column with --test-from (and, if wanted, --valid-from)")
+            _require(
+                whole,
+                "--time-column",
+                self.time_column,
+                "--time-column with --test-from (and, if wanted, --valid-from)",
+            )
         fractions = self.split_fractions or DEFAULT_FRACTIONS
-        fine = len(fractions) == 3 and all(f >= 0 for f in fractions) and abs(sum(fractions) - 1) < 1e-9 and fractions[0] > 0
+        fine = (
+            len(fractions) == 3
+            and all(f >= 0 for f in fractions)
+            and abs(sum(fractions) - 1) < 1e-9
+            and fractions[0] > 0
+        )
         _require(fine, "--split-fractions", fractions, "three shares (train > 0, valid, test) that add up to 1")
 
     def _meanings(self) -> dict[str, Any]:
@@ -187,7 +208,9 @@ def with_preset(name: str, given: dict[str, Any]) -> dict[str, Any]:
 def check_table_name(name: str, where: str) -> str:
     """Gives the name back if it can be the name of a table, which is the name of a file too."""
     _require(TABLE_NAME.fullmatch(name), where, name, f"a table name like {TABLE_NAME.pattern}")
-    _require(name != RELATIONS_FILE, where, name, "a table name other than 'relations', which names the relations' own file")
+    _require(
+        name != RELATIONS_FILE, where, name, "a table name other than 'relations', which names the relations' own file"
+    )
     return name
 
 
@@ -206,5 +229,9 @@ def _plain(value: Any) -> Any:
 def _require(condition: Any, where: str, value: object, limit: str) -> None:
     if not condition:
         raise ConfigError(
-            "the conversion's settings do not fit", where=where, value=value, limit=limit, fix="see `tml convert --help`"
+            "the conversion's settings do not fit",
+            where=where,
+            value=value,
+            limit=limit,
+            fix="see `tml convert --help`",
         )

@@ -29,7 +29,10 @@ def read_parquet(path: str, options: ConvertOptions, has_relation: bool, rejects
             yield from _read(file, path, options, has_relation, rejects)
     except (OSError, pa.ArrowException) as error:
         raise DataError(
-            "parquet file cannot be read", where=path, value=str(error), fix="check that the file is whole; write it again"
+            "parquet file cannot be read",
+            where=path,
+            value=str(error),
+            fix="check that the file is whole; write it again",
         ) from error
 
 

@@ -70,13 +70,15 @@ def read_text(path: str, options: ConvertOptions, has_relation: bool, rejects: R
             if layout is None:
                 layout = find_layout(block, dialect, options, has_relation, path)
                 skip_first = layout.has_header
-                rejects.limits.setdefault("too few columns", f"{layout.num_columns} columns, as in the file's other lines")
+                rejects.limits.setdefault(
+                    "too few columns", f"{layout.num_columns} columns, as in the file's other lines"
+                )
                 rejects.limits.setdefault("too many columns", rejects.limits["too few columns"])
             yield from _read_block(block, layout, rejects, skip_first)
 
 
 def find_layout(block: LineBlock, dialect: Dialect, options: ConvertOptions, has_relation: bool, path: str) -> Layout:
-    """Looks at the first block: the number of columns (the header's, or else the usual one), the header, and where the columns are."""
+    """Looks at the first block for the header, the number of columns (the header's, else the usual) and their roles."""
     fields = _fields(block.content(0), dialect)
     has_header = options.header
     if has_header is None:

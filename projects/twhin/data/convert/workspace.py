@@ -1,0 +1,125 @@
+"""The out folder of a conversion: its plan, its stages' marks, and the step that makes it complete."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tml.common.errors import ConfigError
+from tml.projects.twhin.data.convert.files import write_json, write_text
+
+FORMAT_VERSION = 1
+META, WORK = "meta.json", ".convert"
+PUBLISHED = ("vocab", "edges", "config.yaml", "rejected.jsonl")
+
+
+class Workspace:
+    """An out folder.
+
+    The folder is complete when `meta.json` is there, which is written last. Until then everything is in the hidden work
+    folder, whose marks let a restart continue after the last finished stage.
+
+    Args:
+        out: the folder.
+        published: what a complete folder holds beside `meta.json`.
+        cleared: what is removed to overwrite an earlier result.
+    """
+
+    def __init__(self, out: Path, published: tuple[str, ...] = PUBLISHED, cleared: tuple[str, ...] = PUBLISHED) -> None:
+        self.out, self.work, self.published, self.cleared = out, out / WORK, published, cleared
+        self.result = self.work / "result"
+
+    def begin(self, plan: dict[str, Any], overwrite: bool) -> bool:
+        """Compares the plan with what is there; False when the very same conversion is complete already.
+
+        Raises:
+            ConfigError: the folder belongs to another conversion, or holds files of another kind.
+        """
+        plan = json.loads(json.dumps(plan))
+        if overwrite:
+            self._clear()
+        if (self.out / META).exists():
+            _refuse_change(self.out, _load(self.out / META).get("plan", {}), plan)
+            shutil.rmtree(self.work, ignore_errors=True)
+            return False
+        self._refuse_strangers()
+        if (self.work / "plan.json").exists():
+            self._take_up(plan)
+        self.work.mkdir(parents=True, exist_ok=True)
+        write_json(self.work / "plan.json", plan)
+        return True
+
+    def _take_up(self, plan: dict[str, Any]) -> None:
+        """Continues earlier work on the same plan; work that ended in an error may be followed by a changed plan."""
+        old = _load(self.work / "plan.json")
+        if old != plan:
+            if not (self.work / "failed").exists():
+                _refuse_change(self.out, old, plan)
+            shutil.rmtree(self.work)
+        (self.work / "failed").unlink(missing_ok=True)
+
+    def _refuse_strangers(self) -> None:
+        strangers = [name for name in self.published if (self.out / name).exists()] if not self.work.exists() else []
+        if strangers:
+            raise ConfigError(
+                "the out folder holds files of something else", where=str(self.out), value=strangers,
+                fix="choose another --out, or pass --overwrite",
+            )  # fmt: skip
+
+    def _clear(self) -> None:
+        (self.out / META).unlink(missing_ok=True)
+        for name in (*self.cleared, WORK):
+            path = self.out / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def stage(self, name: str, run: Callable[[], Any]) -> Any:
+        """Runs a stage unless its mark is there; gives its result, which is plain JSON and kept in the mark."""
+        mark = self.work / f"done-{name}.json"
+        if not mark.exists():
+            write_json(mark, run())
+        return _load(mark)
+
+    def meta(self) -> dict[str, Any]:
+        """The content of `meta.json` of a complete folder."""
+        return dict(_load(self.out / META))
+
+    def fail(self) -> None:
+        """Notes that the run ended in an error that another plan, or mended data, may avoid."""
+        if self.work.exists():
+            write_text(self.work / "failed", "")
+
+    def publish(self, meta: dict[str, Any]) -> None:
+        """Moves the results into the out folder and then writes `meta.json`; may be cut off and run again."""
+        for name in self.published:
+            if (self.result / name).exists():
+                (self.result / name).replace(self.out / name)
+        write_json(self.out / META, meta)
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+def _refuse_change(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    changes = [f"{key}: {before!r} -> {after!r}" for key, before, after in _differences(old, new, "")]
+    if changes:
+        raise ConfigError(
+            "the out folder holds another conversion",
+            where=str(out),
+            value="; ".join(changes),
+            limit="the same settings and unchanged input files",
+            fix="choose another --out, or pass --overwrite to convert again",
+        )
+
+
+def _differences(old: Any, new: Any, path: str) -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [d for key in keys for d in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [d for i, pair in enumerate(zip(old, new, strict=True)) for d in _differences(*pair, f"{path}[{i}]")]
+    return [] if old == new else [(path, old, new)]
+
+
+def _load(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
