@@ -26,6 +26,8 @@ from tml.common.checkpointing.layout import read_commit
 from tml.common.checkpointing.reading import Checkpoint
 from tml.common.errors import CheckpointError
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is")
+
 
 def _tensors(value: float = 1.0) -> dict[str, torch.Tensor]:
     return {

@@ -6,7 +6,8 @@ import logging
 import os
 import pickle
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -206,13 +207,22 @@ def test_fault_5_a_background_failure_is_raised_by_the_next_save_or_close(tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def _when_logged(messages: list[str], text: str, action: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if any(text in message for message in messages):
+            action()
+            return
+        time.sleep(0.005)
+
+
 def test_fault_6_a_save_waits_for_the_one_before_and_says_so(tmp_path: Path, warnings_logged: list[str]) -> None:
-    writing, go_on, writers = threading.Event(), threading.Event(), []
+    writing, go_on, writers, released = threading.Event(), threading.Event(), [], []
 
     def hold() -> None:
         writers.append(threading.current_thread().name)
         writing.set()
-        go_on.wait(30)
+        released.append(go_on.wait(30))
 
     live = _tensors(1)
     with _manager(tmp_path, async_save=True) as manager:
@@ -222,12 +232,12 @@ def test_fault_6_a_save_waits_for_the_one_before_and_says_so(tmp_path: Path, war
                 tensor.fill_(2)
             assert writing.wait(30)
             assert manager.steps() == []
-            threading.Timer(0.05, go_on.set).start()
+            threading.Thread(target=_when_logged, args=(warnings_logged, "step 2 waits", go_on.set)).start()
             manager.save(2, live, {"step": 2})
             assert manager.steps()[0] == 1
         manager.wait()
         assert manager.steps() == [1, 2]
-    assert any("step 2 waits" in message for message in warnings_logged)
+    assert released == [True]
     assert writers[0].startswith("checkpoint")
     assert float(load_tensors(tmp_path, 1)["b"][0]) == 1.0
     assert float(load_tensors(tmp_path, 2)["b"][0]) == 2.0
