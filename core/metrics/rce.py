@@ -1,7 +1,7 @@
 """Relative cross-entropy: how much better than always predicting the mean label, in per cent.
 
-`RCE = 100 * (1 - CE / CE0)`: CE is the weighted mean cross-entropy of the predictions, CE0 that of always predicting the
-mean label. 100 is perfect, 0 is no better than the constant, and below it is worse. `1 - RCE / 100` is the
+`RCE = 100 * (1 - CE / CE0)`: CE is the weighted mean cross-entropy of the predictions, CE0 that of predicting the mean
+label for every row. 100 is perfect, 0 is no better than that constant, and below it is worse. `1 - RCE / 100` is the
 normalised entropy of He et al., "Practical Lessons from Predicting Clicks on Ads at Facebook" (ADKDD 2014).
 
 Letters: `N` rows.
@@ -88,9 +88,9 @@ class Rce(OutputMetric):
 class Nrce(KeptRowsMetric):
     """Normalised relative cross-entropy: the RCE of predictions scaled so that their mean is the mean label.
 
-    The scale is that of the whole data set: `p * sum(w * y) / sum(w * p)`, then clipped. So the value depends neither on
-    the order or size of batches nor on the number of ranks, as it would with a scale taken while batches pass. The price
-    is that all rows are kept; see `KeptRowsMetric`.
+    The scale is that of the whole data set: `p * sum(w * y) / sum(w * p)`, then clipped. So the value depends neither
+    on the order or size of batches nor on the number of ranks, as it would with a scale taken while batches pass. The
+    price is that all rows are kept; see `KeptRowsMetric`.
 
     Undefined without weight, when all labels are equal, or when all predictions are zero.
 

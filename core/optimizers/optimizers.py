@@ -87,7 +87,7 @@ class Optimizers:
             f"{name}.{parameter_name}.{state_name}": value
             for name, optimizer in self.dense.items()
             for parameter_name, parameter in _named_parameters(optimizer)
-            for state_name, value in sorted(optimizer.state[parameter].items())
+            for state_name, value in sorted(optimizer.state.get(parameter, {}).items())
             if value is not None
         }
 

@@ -123,10 +123,8 @@ def first_weights(model):
 
 def test_schedules_change_the_updates_of_sharded_tables_at_exactly_their_steps(one_rank):
     model = shard({"user": 0.01, "user2": 0.02})
-    fused = {
-        "user": ShardedFusedOptimizer(model.fused_optimizer, ["user"]),
-        "user2": ShardedFusedOptimizer(model.fused_optimizer, ["user2"]),
-    }
+    # B8: the rate of "user", which is set last, must not fall upon "user2" too.
+    fused = {name: ShardedFusedOptimizer(model.fused_optimizer, [name]) for name in ("user2", "user")}
     optimizers = Optimizers({}, fused, {"user": HALVED_AT_STEP_2, "user2": lambda step: 0.125 * step})
     moved = {"user": [], "user2": []}
     for step in range(4):
