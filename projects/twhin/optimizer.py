@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from tml.common.modules.embedding_tables import LocalTables
 from tml.common.modules.sharding import ShardedModel
-from tml.common.modules.table_layout import FusedOptimizerSpec, TableLayout, TableSpec
-from tml.core.config import config_hash
-from tml.core.optimizers.config import OptimizerConfig
-from tml.core.optimizers.fused import (
-    FusedOptimizer,
-    LocalFusedOptimizer,
-    ShardedFusedOptimizer,
-    check_fused_support,
-)
+from tml.core.optimizers.fused import FusedOptimizer, LocalFusedOptimizer, ShardedFusedOptimizer
 from tml.core.optimizers.optimizers import Optimizers, build_dense_optimizer
 from tml.core.optimizers.schedules import build_schedule
 from tml.projects.twhin.config import ModelConfig
 from tml.projects.twhin.models.model import TwhinModel
 
 RELATIONS = "relations"
-
-
-def table_layout(config: ModelConfig, device: torch.device) -> TableLayout:
-    """The tables of a model and where each lies.
-
-    Raises:
-        ConfigError: the kernels of this device lack an optimizer.
-    """
-    specs = []
-    for index, table in enumerate(config.embeddings.tables):
-        check_fused_support(table.optimizer, device.type, where=f"model.embeddings.tables.{index}.optimizer")
-        specs.append(
-            TableSpec(
-                name=table.name,
-                num_embeddings=table.num_embeddings,
-                embedding_dim=table.embedding_dim,
-                optimizer=_fused_spec(table.optimizer),
-                data_type=table.data_type,
-                init_scale=table.init_scale,
-            )
-        )
-    return TableLayout(specs)
 
 
 def build_optimizers(config: ModelConfig, model: nn.Module) -> Optimizers:
@@ -68,16 +37,3 @@ def build_optimizers(config: ModelConfig, model: nn.Module) -> Optimizers:
             assert isinstance(inner.tables, LocalTables)
             fused[group.name] = LocalFusedOptimizer(inner.tables.kernels[index])
     return Optimizers(dense, fused, schedules)
-
-
-def _fused_spec(config: OptimizerConfig) -> FusedOptimizerSpec:
-    kind, section = config.chosen
-    learning_rate = build_schedule(section.learning_rate)(0)
-    return FusedOptimizerSpec(
-        kind=kind,
-        learning_rate=learning_rate,
-        eps=getattr(section, "eps", 1e-8),
-        betas=getattr(section, "betas", (0.9, 0.999)),
-        weight_decay=section.weight_decay,
-        schedule_key=config_hash(section.learning_rate),
-    )

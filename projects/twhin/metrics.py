@@ -1,0 +1,79 @@
+"""What a run is measured by: filtered ranking of the edges of a section, against everything known to be true."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from tml.common.reader import ParquetReader
+from tml.projects.twhin.config import EdgesConfig, TwhinConfig
+from tml.projects.twhin.data.dataset import EDGE_COLUMNS, edge_files, read_edges
+from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema, Ints
+from tml.projects.twhin.evaluation import LinkPredictionEvaluator, RankingOptions, concatenate, take
+from tml.projects.twhin.evaluation.known_edges import query_keys
+from tml.projects.twhin.models.live_tables import embedding_source, head_of
+
+_READ_ROWS = 1_000_000
+
+
+class LinkPrediction:
+    """Ranks the edges of one section under a live model.
+
+    Args:
+        config: the whole config: training, validation and test edges are all known to be true.
+        section: the edges to rank.
+        schema: what an edge may hold.
+        max_edges: rank that many of them; all if None.
+
+    Raises:
+        DataError: no edges, or an edge out of range.
+    """
+
+    def __init__(
+        self, config: TwhinConfig, section: EdgesConfig, schema: EdgeSchema, max_edges: int | None = None
+    ) -> None:
+        self.edges = read_edges(section, schema)
+        others = [other for other in (config.validation_data, config.test_data) if other not in (None, section)]
+        known = [self.edges, known_edges(config.train_data, self.edges)]
+        known += [known_edges(other, self.edges) for other in others if other is not None]
+        options = RankingOptions(
+            num_candidates=config.evaluation.num_candidates,
+            max_edges=max_edges,
+            seed=config.runtime.seed,
+            block_queries=config.evaluation.block_size,
+        )
+        self._evaluator = LinkPredictionEvaluator(concatenate(*known), options)
+
+    def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """Metrics by name; the same on all ranks."""
+        return self._evaluator.evaluate(self.edges, head_of(model).scorer, embedding_source(model, device))
+
+
+def known_edges(section: EdgesConfig, asked: EdgeArrays) -> EdgeArrays:
+    """The edges of a section that answer a query of `asked`: only these can be left out of a ranking.
+
+    A graph of any size is read in blocks; what is kept grows with the number of queries, not with the graph.
+    """
+    queries = {side: np.unique(query_keys(asked, side)) for side in ("lhs", "rhs")}
+    reader = ParquetReader(
+        edge_files(section.data_root),
+        EDGE_COLUMNS,
+        global_batch_size=_READ_ROWS,
+        shuffle=False,
+        offset=section.offset,
+        limit=section.limit,
+    )
+    kept = []
+    for rows in reader:
+        edges = EdgeArrays(**rows.columns)
+        answers = _contains(queries["lhs"], query_keys(edges, "lhs")) | _contains(
+            queries["rhs"], query_keys(edges, "rhs")
+        )
+        kept.append(take(edges, np.flatnonzero(answers)))
+    return concatenate(*kept)
+
+
+def _contains(ordered: Ints, values: Ints) -> np.ndarray:
+    place = np.searchsorted(ordered, values).clip(max=len(ordered) - 1)
+    return ordered[place] == values

@@ -1,0 +1,196 @@
+"""Train or evaluate TwHIN: the door that torchrun opens.
+
+    torchrun projects/twhin/run.py --config projects/twhin/configs/local.yaml training.num_epochs=3
+    python -m tml.projects.twhin.run --config my.yaml --task evaluate
+
+Tasks: `train` continues by itself from the checkpoints of `training.save_dir`; `evaluate` ranks the test edges (else the validation
+edges) under the best or latest checkpoint; `only_evaluate` follows a folder that another job writes and evaluates every new checkpoint;
+`check` looks at config, files, ids and memory and trains nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from tml.common.checkpointing import CheckpointManager
+from tml.common.device import rank, world_size
+from tml.common.errors import ConfigError, TmlError
+from tml.core.config import format_config, load_config
+from tml.core.custom_training_loop import TrainLoop, TrainState, only_evaluate, open_checkpoints, train
+from tml.core.optimizers.optimizers import Optimizers
+from tml.core.resume import model_tensors
+from tml.core.session import runtime_session
+from tml.machines.exit_codes import record_exit_code
+from tml.projects.twhin.check import check_run
+from tml.projects.twhin.config import EdgesConfig, TwhinConfig
+from tml.projects.twhin.data.dataset import EdgesDataset
+from tml.projects.twhin.data.edges import EdgeSchema
+from tml.projects.twhin.metrics import LinkPrediction
+from tml.projects.twhin.models.build import build_model, edge_schema
+from tml.projects.twhin.optimizer import build_optimizers
+from tml.projects.twhin.report import report_metrics
+from tml.projects.twhin.tables import table_layout, vocab_hashes
+
+TASKS = ("train", "evaluate", "only_evaluate", "check")
+
+
+@dataclass
+class TwhinRun:
+    """The parts of a run on this rank."""
+
+    config: TwhinConfig
+    device: torch.device
+    schema: EdgeSchema
+    data: EdgesDataset
+    model: nn.Module
+    optimizers: Optimizers
+
+    def evaluator(self, section: EdgesConfig, max_edges: int | None = None) -> Callable[..., dict[str, float]]:
+        """Ranks the edges of a section under the live model; arguments of the call are ignored."""
+        metric = LinkPrediction(self.config, section, self.schema, max_edges)
+        return lambda *_: metric.evaluate(self.model, self.device)
+
+
+def build_run(config: TwhinConfig, device: torch.device) -> TwhinRun:
+    """Data first: a wrong path or id should be found before a table is filled."""
+    seed = config.runtime.seed
+    layout, schema = table_layout(config.model, device.type), edge_schema(config.model)
+    data = EdgesDataset(
+        config.train_data,
+        schema,
+        layout,
+        weights={relation.name: relation.weight for relation in config.model.relations},
+        seed=seed,
+        rank=rank(),
+        num_ranks=world_size(),
+    )
+    model = build_model(config.model, config.train_data, layout, device, seed)
+    return TwhinRun(config, device, schema, data, model, build_optimizers(config.model, model))
+
+
+def run_training(config: TwhinConfig, device: torch.device) -> TrainState:
+    """Train; evaluate the validation edges along the way, and the test edges once at the end."""
+    run = build_run(config, device)
+    evaluate = None
+    if config.validation_data is not None:
+        evaluate = run.evaluator(config.validation_data, config.evaluation.max_edges)
+    with open_checkpoints(config.training) as checkpoints:
+        state = train(
+            TrainLoop(
+                run.model,
+                run.optimizers,
+                run.data,
+                config.training,
+                config.runtime,
+                device,
+                checkpoints,
+                evaluate=evaluate,
+                run_config=config.model_dump(mode="json"),
+                fingerprints=vocab_hashes(config),
+            )
+        )
+    if state.exit_code == 0 and config.test_data is not None and config.training.num_eval_steps != 0:
+        report_metrics(config.training.save_dir, "test", state.step, run.evaluator(config.test_data)())
+    return state
+
+
+def run_evaluation(config: TwhinConfig, device: torch.device, step: int | None = None) -> dict[str, float]:
+    """Rank the test edges, or without any the validation edges.
+
+    Args:
+        config: the whole config.
+        device: of this rank.
+        step: a committed step; the best one, or else the latest, if None.
+    """
+    section, split = _evaluated_section(config)
+    run = build_run(config, device)
+    step = restore_model(run, step)
+    metrics = run.evaluator(section)()
+    report_metrics(config.training.save_dir, split, step, metrics)
+    return metrics
+
+
+def follow_training(config: TwhinConfig, device: torch.device) -> dict[int, dict[str, float | None]]:
+    """Evaluate each checkpoint that another job writes, until its last one or a timeout."""
+    section, _ = _evaluated_section(config)
+    run = build_run(config, device)
+    evaluate = run.evaluator(section, config.evaluation.max_edges)
+
+    def evaluate_checkpoint(step: int) -> dict[str, float]:
+        restore_model(run, step)
+        return evaluate()
+
+    return only_evaluate(evaluate_checkpoint, config.training)
+
+
+def restore_model(run: TwhinRun, step: int | None) -> int:
+    """Load the model's tensors of a step (the best, else the latest, if None) and say which step it was."""
+    checkpoints = CheckpointManager(run.config.training.save_dir, max_to_keep=None, lock=False)
+    tensors = model_tensors(run.model)
+    checkpoints.restore(tensors, step=checkpoints.best() if step is None else step, only=set(tensors))
+    assert checkpoints.restored_step is not None
+    return checkpoints.restored_step
+
+
+def _evaluated_section(config: TwhinConfig) -> tuple[EdgesConfig, str]:
+    if config.test_data is not None:
+        return config.test_data, "test"
+    if config.validation_data is not None:
+        return config.validation_data, "validation"
+    raise ConfigError(
+        "there are no edges to evaluate", where="test_data, validation_data", fix="set data_root of one of them"
+    )
+
+
+def run_task(config: TwhinConfig, task: str) -> int:
+    """Run a task of `TASKS` on this rank and return the process's exit code."""
+    with runtime_session(config.runtime, config.training.save_dir) as device:
+        if task == "check":
+            check_run(config, edge_schema(config.model), device.type, world_size())
+        elif task == "evaluate":
+            run_evaluation(config, device)
+        elif task == "only_evaluate":
+            follow_training(config, device)
+        else:
+            return run_training(config, device).exit_code
+    return 0
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train or evaluate TwHIN embeddings.")
+    parser.add_argument("--config", required=True, help="YAML file, see projects/twhin/configs")
+    parser.add_argument("--task", choices=TASKS, default="train", help="what to do (default: train)")
+    parser.add_argument("--print_config", action="store_true", help="print the whole resolved config and stop")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's")
+    return parser.parse_intermixed_args(argv)
+
+
+@record
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of torchrun and of `tml twhin train`."""
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    try:
+        config = load_config(TwhinConfig, arguments.config, arguments.overrides)
+        if arguments.print_config:
+            print(format_config(config), end="")
+            return
+        exit_code = run_task(config, arguments.task)
+    except TmlError as error:
+        # The message says all; a traceback of ours would hide it.
+        print(f"error: {error}", file=sys.stderr)
+        exit_code = 2
+    if exit_code:
+        record_exit_code(exit_code)
+        sys.exit(exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The tables of a config: where each lies, and what names their rows. Needs neither torch nor fbgemm."""
+
+from __future__ import annotations
+
+import os
+
+from tml.common.errors import DataError
+from tml.common.modules.table_layout import FusedOptimizerSpec, TableLayout, TableSpec
+from tml.core.config import config_hash
+from tml.core.optimizers.config import OptimizerConfig
+from tml.core.optimizers.fused import check_fused_support
+from tml.core.optimizers.schedules import build_schedule
+from tml.projects.twhin.config import ModelConfig, TwhinConfig
+from tml.projects.twhin.data.vocab import Vocabulary
+
+
+def table_layout(config: ModelConfig, device_type: str) -> TableLayout:
+    """The tables of a model and where each lies.
+
+    Raises:
+        ConfigError: the kernels of this device lack an optimizer.
+    """
+    specs = []
+    for index, table in enumerate(config.embeddings.tables):
+        check_fused_support(table.optimizer, device_type, where=f"model.embeddings.tables.{index}.optimizer")
+        specs.append(
+            TableSpec(
+                name=table.name,
+                num_embeddings=table.num_embeddings,
+                embedding_dim=table.embedding_dim,
+                optimizer=_fused_spec(table.optimizer),
+                data_type=table.data_type,
+                init_scale=table.init_scale,
+            )
+        )
+    return TableLayout(specs)
+
+
+def vocab_hashes(config: TwhinConfig) -> dict[str, str]:
+    """The digest of every table's vocabulary; empty without `vocab_dir`.
+
+    Raises:
+        DataError: a vocabulary is missing, damaged, or has another number of ids than its table has rows.
+    """
+    if config.vocab_dir is None:
+        return {}
+    hashes = {}
+    for index, table in enumerate(config.model.embeddings.tables):
+        path = os.path.join(config.vocab_dir, f"{table.name}.parquet")
+        vocabulary = Vocabulary.from_parquet(path)
+        if len(vocabulary) != table.num_embeddings:
+            raise DataError(
+                "a table and its vocabulary differ in length",
+                where=f"model.embeddings.tables.{index}.num_embeddings and {path}",
+                value=f"{table.num_embeddings} rows, {len(vocabulary)} ids",
+                fix="set num_embeddings to the number of ids",
+            )
+        hashes[table.name] = vocabulary.hash
+    return hashes
+
+
+def _fused_spec(config: OptimizerConfig) -> FusedOptimizerSpec:
+    kind, section = config.chosen
+    learning_rate = build_schedule(section.learning_rate)(0)
+    return FusedOptimizerSpec(
+        kind=kind,
+        learning_rate=learning_rate,
+        eps=getattr(section, "eps", 1e-8),
+        betas=getattr(section, "betas", (0.9, 0.999)),
+        weight_decay=section.weight_decay,
+        schedule_key=config_hash(section.learning_rate),
+    )
