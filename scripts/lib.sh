@@ -34,6 +34,12 @@ choose_device() { # cpu or cuda: TML_DEVICE, or what the machine has
   esac
 }
 
+use_venv() { # puts the environment's commands first on the path
+  local folder
+  folder=$(cd -- "${TML_VENV:-.venv}" && pwd)
+  export PATH="$folder/bin:$PATH"
+}
+
 sha256() { # of standard input
   if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi | cut -d ' ' -f 1
 }

@@ -15,7 +15,7 @@ model=$save_dir/model
 
 heading "set-up"
 scripts/setup.sh
-export PATH="$PWD/${TML_VENV:-.venv}/bin:$PATH"
+use_venv
 
 heading "sample graph"
 if [ -f "$edges" ]; then

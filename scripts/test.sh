@@ -8,8 +8,7 @@ cd "$(repo_root)"
 
 heading "set-up"
 scripts/setup.sh
-bin=$PWD/${TML_VENV:-.venv}/bin
-export PATH="$bin:$PATH"
+use_venv
 
 heading "ruff: lint"
 ruff check .

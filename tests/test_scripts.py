@@ -207,6 +207,16 @@ def test_packages_alone_are_not_taken_for_the_whole(machine: FakeMachine) -> Non
     assert any("--editable" in call for call in machine.pip_calls())
 
 
+@pytest.mark.parametrize("venv", ["relative", "/absolute"])
+def test_the_environments_commands_come_first(venv: str, tmp_path: Path) -> None:
+    folder = tmp_path / "env"
+    (folder / "bin").mkdir(parents=True)
+    named = "env" if venv == "relative" else str(folder)
+    code = f"cd {tmp_path}; . {ROOT}/scripts/lib.sh; use_venv; echo ${{PATH%%:*}}"
+    shown = subprocess.run(["bash", "-c", code], env={**os.environ, "TML_VENV": named}, capture_output=True, text=True)
+    assert shown.stdout.strip() == f"{folder}/bin"
+
+
 def test_no_usable_python_is_said_with_the_limit(machine: FakeMachine) -> None:
     done = machine.setup(TML_PYTHON="false")
     assert done.returncode == 1
