@@ -49,7 +49,7 @@ class StepResult:
     """
 
     loss: Tensor
-    outputs: dict[str, Tensor]
+    outputs: dict[str, Any]
     batch: Any
 
 
@@ -92,7 +92,8 @@ class FiniteGuard:
         if self._debug_dir is None:
             return None
         path = os.path.join(self._debug_dir, f"non-finite-step-{self._step}-rank-{rank()}.pt")
-        tensors = {"loss": result.loss} | {f"outputs.{k}": v for k, v in result.outputs.items()}
+        tensors = {"loss": result.loss}
+        tensors |= {f"outputs.{name}": v for name, v in result.outputs.items() if isinstance(v, Tensor)}
         tensors |= {f"batch.{name}": tensor for name, tensor in result.batch.named_tensors().items()}
         try:
             os.makedirs(self._debug_dir, exist_ok=True)
@@ -145,6 +146,12 @@ class TrainPipeline:
         """
         result: StepResult = self._engine.progress(batches)
         return result
+
+    def close(self) -> None:
+        """Give the model its own forward back; batches under way are dropped."""
+        if self.engine == "sparse_dist":
+            self._engine.detach()
+        self._engine.reset()
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -152,6 +152,8 @@ class TrainingConfig(BaseConfig):
 
     @model_validator(mode="after")
     def _fields_fit(self) -> Self:
+        if "://" in self.save_dir:
+            raise ValueError(f"save_dir must be a local or shared folder, not {self.save_dir!r}: mount the bucket")
         if self.num_train_steps is None and self.num_epochs is None:
             raise ValueError("training would never end: set num_train_steps or num_epochs")
         if self.early_stopping is not None and self.evaluate_every_n is None:

@@ -1,0 +1,68 @@
+"""Everything in `RuntimeConfig` that a process does once, before it builds a model.
+
+with runtime_session(config.runtime, config.training.save_dir) as device:
+    model = build(config.model, device)
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from tml.common.device import (
+    process_group,
+    rank,
+    seed_everything,
+    set_deterministic,
+    set_float32_matmul,
+    setup_device,
+)
+from tml.core.config.runtime import RuntimeConfig
+from tml.ml_logging import configure_logging, get_logger
+
+logger = get_logger(__name__)
+
+
+@contextmanager
+def runtime_session(runtime: RuntimeConfig, save_dir: str) -> Iterator[torch.device]:
+    """Set up logging, device, threads, precision, the process group and seeds; leave the group at the end.
+
+    The random streams of ranks differ; a model that has to start equal on all ranks draws from generators of its own.
+
+    Yields:
+        This rank's device.
+
+    Raises:
+        LaunchError: the device or the group cannot be had.
+    """
+    path = os.path.join(save_dir, "log.jsonl") if runtime.log.json_lines else None
+    configure_logging(runtime.log.level, path, runtime.log.all_ranks)
+    _hush_libraries()
+    faulthandler.enable()
+    device = setup_device(runtime.device)
+    if runtime.num_threads is not None:
+        torch.set_num_threads(runtime.num_threads)
+    set_float32_matmul(device, runtime.enable_tensorfloat32)
+    set_deterministic(runtime.deterministic)
+    with process_group(device, runtime.collective_timeout_in_s):
+        seed_everything(runtime.seed, rank())
+        try:
+            yield device
+        except Exception:
+            logger.exception("rank %d failed", rank())
+            raise
+
+
+def _hush_libraries() -> None:
+    # What the libraries say at import and set-up is nothing a user can act on, and it comes once per rank.
+    for name in ("torch.fx._symbolic_trace", "torchrec", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="fbgemm_gpu")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torchrec")
