@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import subprocess
 from collections.abc import Mapping
 from importlib import metadata
@@ -13,6 +14,7 @@ from typing import Any
 import tml
 from tml.projects.twhin.model_folder import ModelInfo, score_formula
 
+_DETAILS = re.compile(r"\b(relation|raw|lhs|rhs)\.")
 _LIBRARIES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "pyarrow", "numpy")
 
 
@@ -21,7 +23,7 @@ def build_card(info: ModelInfo, given: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         info: the model.
-        given: what only the run knows: `config`, `metrics`, `data`, `step`, ...; it goes before what is known here.
+        given: what only the run knows, such as `config`, `metrics` by split, `data`, `step`; wins over what is here.
 
     Returns:
         JSON-able: the given keys, and `created`, `versions`, `git_commit`, `score`, `tables`, `relations`.
@@ -108,10 +110,15 @@ def _sha256(info: ModelInfo, table: str) -> str:
 
 
 def _metric_lines(metrics: Mapping[str, Any]) -> list[str]:
-    if not metrics:
+    flat = {name: value for name, value in _flat(metrics).items() if not _DETAILS.search(name)}
+    if not flat:
         return ["Not evaluated."]
-    rows = [
-        f"| {name} | {value:.6g} |" if isinstance(value, float) else f"| {name} | {value} |"
-        for name, value in metrics.items()
-    ]
-    return ["| metric | value |", "|---|---|", *rows]
+    rows = [f"| {name} | {value:.6g} |" for name, value in flat.items() if isinstance(value, int | float)]
+    return ["| metric | value |", "|---|---|", *rows, "", "Sides, relations and raw ranks are in model_card.json."]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,9 +13,12 @@ from torch import Tensor
 
 from tml.common.checkpointing import Checkpoint, CheckpointManager
 from tml.common.errors import CheckpointError
+from tml.projects.twhin.config import ModelConfig
 from tml.projects.twhin.export.model import export_model
 from tml.projects.twhin.export.tables import rows_per_block
 from tml.projects.twhin.models.relations import RelationScorer, RelationSpec
+from tml.projects.twhin.report import metrics_path
+from tml.projects.twhin.tables import table_layout
 
 Step = int | Literal["best", "latest"]
 
@@ -46,34 +50,17 @@ def export_from_checkpoint(
     step, best = _choose_step(Path(save_dir), step)
     checkpoint = Checkpoint.open(save_dir, step)
     extra = checkpoint.extra()
-    try:
-        config, layout = extra["config"], extra["layout"]
-        model = config["model"]
-        relations = [RelationSpec(r["name"], r["lhs"], r["rhs"], r["operator"]) for r in model["relations"]]
-        scorer = RelationScorer(
-            relations,
-            model["embeddings"]["tables"][0]["embedding_dim"],
-            model["comparator"],
-            model["reciprocal_relations"],
-        )
-    except (KeyError, IndexError, TypeError) as error:
-        raise CheckpointError(
-            "the checkpoint does not describe a TwHIN model", where=checkpoint.folder, value=repr(error),
-            limit="extra data with config and layout", fix="give the save_dir of a TwHIN run",
-        ) from error  # fmt: skip
-    _load_relations(scorer, checkpoint.load("relations.weight"), checkpoint.folder)
-    record = {"world_size": checkpoint.record.world_size, "saved_at": checkpoint.record.saved_at}
-    card = {"step": checkpoint.step, "checkpoint": record | best, "config": config}
-    card |= {key: extra[key] for key in ("metrics", "data") if key in extra}
+    model = _model_config(extra, checkpoint.folder)
+    fingerprints = extra.get("fingerprints", {})
     return export_model(
         out_dir,
-        tables=_tables_of_groups(checkpoint, layout),
-        scorer=scorer,
-        vocab_dir=vocab_dir or config.get("vocab_dir"),
-        model_card=card,
+        tables=_tables_of_groups(checkpoint, table_layout(model, "meta").to_dict()),
+        scorer=_scorer(model, checkpoint),
+        vocab_dir=vocab_dir or extra["config"].get("vocab_dir"),
+        model_card=_card(checkpoint, extra) | best,
         overwrite=overwrite,
         memory_map=memory_map,
-        id_hashes=extra.get("vocab_hashes"),
+        id_hashes={table.name: fingerprints.get(table.name) for table in model.embeddings.tables},
     )
 
 
@@ -91,19 +78,54 @@ def _choose_step(save_dir: Path, step: Step | None) -> tuple[int | None, dict[st
     if best is None or step == "latest":
         return (step if isinstance(step, int) else None), {}
     number = step if isinstance(step, int) else best.step
-    return number, {"best_metric": best.metric, "best_value": best.value} if number == best.step else {}
+    return number, {"best": {"metric": best.metric, "value": best.value}} if number == best.step else {}
 
 
-def _load_relations(scorer: RelationScorer, weight: Tensor, where: Path) -> None:
+def _model_config(extra: Mapping[str, Any], where: Path) -> ModelConfig:
+    try:
+        return ModelConfig.model_validate(extra["config"]["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            "the checkpoint does not describe a TwHIN model", where=where, value=str(error),
+            limit="extra data with config.model", fix="give the save_dir of a TwHIN run of this version",
+        ) from error  # fmt: skip
+
+
+def _scorer(model: ModelConfig, checkpoint: Checkpoint) -> RelationScorer:
+    relations = [RelationSpec(r.name, r.lhs, r.rhs, r.operator) for r in model.relations]
+    scorer = RelationScorer(
+        relations, model.embeddings.tables[0].embedding_dim, model.comparator, model.reciprocal_relations
+    )
+    weight = checkpoint.load("relations.weight")
     if weight.shape != scorer.weight.shape:
         raise CheckpointError(
             "relations in the checkpoint do not match its config",
-            where=f"{where}, relations.weight",
+            where=f"{checkpoint.folder}, relations.weight",
             value=list(weight.shape),
-            limit=f"{list(scorer.weight.shape)} ({len(scorer.relations)} relations)",
+            limit=list(scorer.weight.shape),
         )
     with torch.no_grad():
         scorer.weight.copy_(weight)
+    return scorer
+
+
+def _card(checkpoint: Checkpoint, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run knows of this step."""
+    metrics = {"validation": extra.get("metrics") or {}}
+    report = Path(metrics_path(str(checkpoint.folder.parent), "test"))
+    if report.is_file():
+        tested = json.loads(report.read_text(encoding="utf-8"))
+        # The test edges are ranked once, at one step; their figures say nothing of another.
+        if tested["step"] == checkpoint.step:
+            metrics["test"] = tested["metrics"]
+    record = {"world_size": checkpoint.record.world_size, "saved_at": checkpoint.record.saved_at}
+    return {
+        "step": checkpoint.step,
+        "checkpoint": record,
+        "metrics": {split: values for split, values in metrics.items() if values},
+        "data": {"fingerprints": extra.get("fingerprints", {}), "num_examples": extra.get("num_examples")},
+        "config": extra["config"],
+    }
 
 
 def _tables_of_groups(checkpoint: Checkpoint, layout: Mapping[str, Mapping[str, Any]]) -> dict[str, Iterator[Tensor]]:
