@@ -61,8 +61,7 @@ def run_ranks(
     Raises:
         RankFailure: at least one rank raised, died or did not end in time.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
+    context = _context()
     with tempfile.TemporaryDirectory(prefix="tml-ranks-") as folder:
         processes, pipes = [], []
         for rank in range(world_size):
@@ -78,6 +77,23 @@ def run_ranks(
         finally:
             _end(processes)
     return _results(answers, world_size, timeout)
+
+
+def exit_code_of(fn: Callable[..., Any], *args: Any, timeout: float = 60.0) -> int | None:
+    """Call `fn(*args)` in a fresh process without a group; its exit code, or None if it had to be killed."""
+    process = _context().Process(target=fn, args=args, daemon=True)
+    process.start()
+    process.join(timeout)
+    code = process.exitcode
+    _end([process])
+    return code
+
+
+def _context() -> Any:
+    # The first process decides what the server imports, so every process of the tests has to come through here.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    return context
 
 
 def _child(sender: Connection, options: tuple[Any, ...], fn: Callable[..., Any], args: tuple[Any, ...]) -> None:

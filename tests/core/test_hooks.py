@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+import torch.distributed as dist
+
+from tests.core.toy_run import Rows, run_toy
+from tests.distributed import exit_code_of, run_ranks
+from tml.common.checkpointing import CheckpointManager
+from tml.common.errors import NonFiniteError
+from tml.core.batch_stream import StopKind, StopRequest
+from tml.core.hooks.duration import DurationHook
+from tml.core.hooks.evaluation import EarlyStopping
+from tml.core.hooks.signals import PREEMPTED_EXIT_CODE
+
+
+def _signal(number: int = signal.SIGTERM):
+    return lambda loop: os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_fault_14_a_signal_in_training_saves_once_and_asks_to_be_run_again(tmp_path, number) -> None:
+    before = signal.getsignal(number)
+    outcome = run_toy(tmp_path, at={3: _signal(number)}, checkpoint_every_n=None)
+    assert outcome.state.exit_code == PREEMPTED_EXIT_CODE == 75
+    assert (outcome.state.step, outcome.steps) == (3, [3])
+    assert outcome.state.stop_reason == signal.Signals(number).name
+    assert signal.getsignal(number) is before
+    resumed = run_toy(tmp_path, seed_of_model=9)
+    assert resumed.state.exit_code == 0
+    assert resumed.weight == run_toy(tmp_path / "whole").weight
+
+
+def test_fault_14_a_signal_in_evaluation_leaves_it_and_saves(tmp_path) -> None:
+    def evaluation(stop: StopRequest) -> dict[str, float]:
+        from tml.core.custom_training_loop import EvaluationInterrupted
+
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            if stop.poll():
+                raise EvaluationInterrupted
+        return {"mrr": 1.0}
+
+    outcome = run_toy(tmp_path, evaluate=evaluation, evaluate_every_n=2, checkpoint_every_n=None)
+    assert (outcome.state.step, outcome.steps, outcome.state.exit_code) == (2, [2], 75)
+    assert outcome.record.evaluations == []
+
+
+def test_fault_14_a_signal_while_waiting_for_data_saves(tmp_path) -> None:
+    class Stalling(Rows):
+        def __iter__(self):
+            for batch in super().__iter__():
+                if batch.cursor.row == 16:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    time.sleep(0.5)
+                yield batch
+
+    outcome = run_toy(tmp_path, data=Stalling(), checkpoint_every_n=None, runtime={"num_prefetch_batches": 1})
+    assert outcome.state.exit_code == 75
+    assert 0 < outcome.state.step < 6
+    assert outcome.steps == [outcome.state.step]
+
+
+def test_fault_14_a_signal_during_a_save_lets_it_finish(tmp_path, monkeypatch) -> None:
+    save = CheckpointManager.save
+    saved: list[int] = []
+
+    def interrupted(self, step, tensors, extra) -> None:
+        if not saved:
+            os.kill(os.getpid(), signal.SIGTERM)
+        save(self, step, tensors, extra)
+        saved.append(step)
+
+    monkeypatch.setattr(CheckpointManager, "save", interrupted)
+    outcome = run_toy(tmp_path, checkpoint_every_n=2)
+    assert (outcome.state.step, outcome.state.exit_code) == (2, 75)
+    assert saved == outcome.steps == [2]
+
+
+def _signalled_twice(folder: str) -> None:
+    def stuck(loop) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    run_toy(folder, at={3: stuck}, checkpoint_every_n=2)
+
+
+def test_fault_14_the_second_signal_exits_at_once_and_leaves_the_last_commit(tmp_path) -> None:
+    assert exit_code_of(_signalled_twice, str(tmp_path)) == PREEMPTED_EXIT_CODE
+    assert CheckpointManager(tmp_path, max_to_keep=None, lock=False).steps() == [2]
+
+
+def _signal_on_rank_1(folder: str) -> tuple[int, int, list[int]]:
+    at = {2: _signal()} if dist.get_rank() == 1 else None
+    outcome = run_toy(folder, at=at, num_epochs=4, checkpoint_every_n=None)
+    return outcome.state.exit_code, outcome.state.step, outcome.steps
+
+
+def test_fault_14_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path) -> None:
+    first, second = run_ranks(_signal_on_rank_1, 2, str(tmp_path))
+    assert first == second
+    code, step, steps = first
+    assert code == 75
+    assert steps == [step]
+    assert 2 <= step <= 4
+
+
+def test_a_stop_kind_is_preempted_only_if_something_is_left_to_train(tmp_path) -> None:
+    outcome = run_toy(tmp_path, num_train_steps=3, at={3: _signal()})
+    assert outcome.state.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("minimize", "tolerance", "values", "improved", "best_step"),
+    [
+        (False, 0.0, [0.1, 0.3, 0.2, 0.3], [True, True, False, False], 1),
+        (True, 0.0, [0.3, 0.1, 0.2, 0.05], [True, True, False, True], 3),
+        (False, 0.1, [0.50, 0.55, 0.61, 0.70], [True, False, True, False], 2),
+    ],
+)
+def test_early_stopping_decides(minimize, tolerance, values, improved, best_step) -> None:
+    logic = EarlyStopping(minimize=minimize, patience=2, tolerance=tolerance)
+    assert [logic.update(step, value) for step, value in enumerate(values)] == improved
+    assert logic.best_step == best_step
+
+
+def test_early_stopping_is_over_after_patience_evaluations_without_improvement() -> None:
+    logic = EarlyStopping(minimize=False, patience=2)
+    over = []
+    for step, value in enumerate([0.5, 0.4, 0.6, 0.6, 0.5]):
+        logic.update(step, value)
+        over.append(logic.is_over)
+    assert over == [False, False, False, False, True]
+
+
+def test_early_stopping_refuses_nan() -> None:
+    with pytest.raises(NonFiniteError, match="step 7"):
+        EarlyStopping(minimize=True, patience=1).update(7, float("nan"))
+
+
+class _Asked:
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def request_stop(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+
+def test_duration_counts_earlier_runs_but_not_the_time_between_them() -> None:
+    now = [100.0]
+    first, loop = DurationHook(10.0, clock=lambda: now[0]), _Asked()
+    first.on_train_start(loop)  # type: ignore[arg-type]
+    now[0] += 6
+    first.after_step(loop)  # type: ignore[arg-type]
+    state = first.state_dict()
+    now[0] += 1000
+    second = DurationHook(10.0, clock=lambda: now[0])
+    second.load_state_dict(state)
+    second.on_train_start(loop)  # type: ignore[arg-type]
+    now[0] += 3.9
+    second.after_step(loop)  # type: ignore[arg-type]
+    assert loop.reasons == []
+    now[0] += 0.2
+    second.after_step(loop)  # type: ignore[arg-type]
+    assert len(loop.reasons) == 1
+
+
+def test_a_preemption_outranks_an_ordinary_stop() -> None:
+    stop = StopRequest()
+    stop.ask("enough", StopKind.DONE)
+    stop.ask("SIGTERM", StopKind.PREEMPTED)
+    stop.ask("enough", StopKind.DONE)
+    assert (stop.agreed, stop.reason) == (StopKind.PREEMPTED, "SIGTERM")
