@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,7 @@ def empty_save_dir(checkpoints: CheckpointManager) -> None:
             delete_folder(entry.path)
         for name in (BEST_NAME, "metrics.jsonl", "evaluations.jsonl", "wandb_run_id", "mlflow_run_id"):
             (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         logger.warning("overwrite_save_dir: the checkpoints and metrics in %s have been deleted", folder)
     gather_objects(None)
 

@@ -28,7 +28,14 @@ from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-_PRELOAD = ["pytest", "torchmetrics", "torchrec", "tml.common.checkpointing.manager", "tml.core.custom_training_loop"]
+_PRELOAD = [
+    "pytest",
+    "torchmetrics",
+    "torchrec",
+    "torch.distributed.optim",
+    "tml.common.checkpointing.manager",
+    "tml.core.custom_training_loop",
+]
 
 
 class RankFailure(AssertionError):
