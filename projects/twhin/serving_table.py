@@ -100,15 +100,27 @@ class ServedTable:
             scores[:, torch.from_numpy(here)] = -torch.inf
             mine = np.flatnonzero((own >= first) & (own < first + len(rows)))
             scores[torch.from_numpy(mine), torch.from_numpy(own[mine] - first)] = -torch.inf
-            top = scores.topk(min(k, len(rows)), dim=1)
-            merged = torch.cat([best_scores, top.values], dim=1)
-            merged_rows = torch.cat([best_rows, top.indices + first], dim=1)
-            best_scores, order = merged.topk(min(k, merged.shape[1]), dim=1)
-            best_rows = merged_rows.gather(1, order)
+            top_scores, top_rows = _top(scores, min(k, len(rows)))
+            best_scores = torch.cat([best_scores, top_scores], dim=1)
+            best_rows = torch.cat([best_rows, top_rows + first], dim=1)
+            order = best_scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+            best_scores, best_rows = best_scores.gather(1, order), best_rows.gather(1, order)
         pairs = zip(best_scores.numpy(), best_rows.numpy(), strict=True)
         return [self._named(scores, rows) for scores, rows in pairs]
 
     def _named(self, scores: NDArray[np.float32], rows: NDArray[np.int64]) -> list[Neighbor]:
-        order = np.lexsort((rows, -scores))
-        order = order[scores[order] > -np.inf]
-        return list(zip(self.vocabulary.ids(rows[order]).tolist(), scores[order].tolist(), strict=True))
+        kept = scores > -np.inf
+        return list(zip(self.vocabulary.ids(rows[kept]).tolist(), scores[kept].tolist(), strict=True))
+
+
+def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row with their columns, equal ones in the order of columns (which `topk` leaves open)."""
+    columns = scores.topk(k, dim=1).indices.sort(dim=1).values
+    values = scores.gather(1, columns)
+    order = values.sort(dim=1, descending=True, stable=True).indices
+    columns, values = columns.gather(1, order), values.gather(1, order)
+    cut_ties = torch.count_nonzero(scores >= values[:, -1:], dim=1) > k
+    if cut_ties.any():
+        whole = scores[cut_ties].sort(dim=1, descending=True, stable=True)
+        values[cut_ties], columns[cut_ties] = whole.values[:, :k], whole.indices[:, :k]
+    return values, columns
