@@ -121,7 +121,7 @@ def convert_command(
 def _options(given: dict[str, Any], preset: str | None) -> Any:
     from tml.projects.twhin.data.convert.options import ConvertOptions, RelationType, with_preset
 
-    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     settings = {key: value for key, value in settings.items() if value is not None}
     settings["relations"] = tuple(RelationType.parse(text) for text in settings.pop("relation", ()))
     settings["relation_inputs"] = tuple(_relation_input(text) for text in settings.pop("relation_input", ()))

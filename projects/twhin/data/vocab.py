@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from os import PathLike
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ UNKNOWN = -1
 _MAX_CANDIDATES = 2_000  # ids that are compared letter by letter in a search for the nearest
 _MAX_NAMED = 5  # unknown ids named in an error
 
-Ids = Sequence[Any] | np.ndarray | pa.Array | pa.ChunkedArray
+Ids: TypeAlias = Any  # a sequence of str or int, an array of NumPy or an (also chunked) array of Arrow
 
 
 class Vocabulary:
@@ -151,12 +151,16 @@ class Vocabulary:
         self._collect(candidates, pc.equal(lowered, pa.scalar(text.lower(), lowered.type)), text)
         if len(text) > 1:
             self._collect(candidates, pc.match_substring(self._ids, text), text)
-        for length in _halvings(len(text)):
+        for length in _shorter(len(text)):
             self._collect(candidates, pc.starts_with(self._ids, text[:length]), text)
             self._collect(candidates, pc.ends_with(self._ids, text[-length:]), text)
             if len(candidates) >= _MAX_CANDIDATES:
                 break
-        return difflib.get_close_matches(text, list(candidates), n=k, cutoff=0.5)
+        by_lower: dict[str, list[str]] = {}
+        for candidate in candidates:
+            by_lower.setdefault(candidate.lower(), []).append(candidate)
+        near = difflib.get_close_matches(text.lower(), list(by_lower), n=k, cutoff=0.5)
+        return [candidate for lower in near for candidate in by_lower[lower]][:k]
 
     def _collect(self, candidates: dict[str, None], mask: pa.Array, text: str) -> None:
         places = np.flatnonzero(mask.to_numpy(zero_copy_only=False))
@@ -336,9 +340,10 @@ def _plain(value: Any) -> Any:
     return value.as_py() if isinstance(value, pa.Scalar) else value.item() if isinstance(value, np.generic) else value
 
 
-def _halvings(length: int) -> list[int]:
-    lengths = []
-    while length > 1:
-        length = (length + 1) // 2
+def _shorter(length: int) -> list[int]:
+    """Lengths of beginnings and ends to look for: nearly all of the text first, then ever less."""
+    lengths = [shorter for shorter in range(length - 1, length - 4, -1) if shorter > 1]
+    while length > 4:
+        length //= 2
         lengths.append(length)
     return lengths

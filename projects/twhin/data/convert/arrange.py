@@ -105,7 +105,7 @@ class Nodes:
         """Yields (table, rows of `edges`, nodes) for each table and each end."""
         for tables, ends in ((self.lhs_table, edges.lhs), (self.rhs_table, edges.rhs)):
             table_of_edge = tables[edges.rel]
-            for t in np.unique(table_of_edge):
+            for t in np.unique(tables):
                 rows = np.flatnonzero(table_of_edge == t)
                 yield int(t), rows, ends[rows]
 

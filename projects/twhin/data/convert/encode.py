@@ -127,7 +127,7 @@ def encode(db: duckdb.DuckDBPyConnection, schema: Schema, found: list[dict[str, 
             f"WHERE c.{end}_table = {_quoted(table)}"
             for name, types in scans.items()
             for end, kind in zip(("lhs", "rhs"), types, strict=True)
-            if kind == kinds[table]
+            if kind == kinds[table] and any(relation[end] == table for relation in schema.relations)
         ]
         db.execute(
             f"CREATE OR REPLACE TABLE nodes_{t} AS SELECT id, row_number() OVER () - 1 AS node "

@@ -133,7 +133,8 @@ def _stray_returns(block: LineBlock) -> np.ndarray:
 
 
 def _undecodable(block: LineBlock) -> list[int]:
-    bad, start = [], 0
+    bad: list[int] = []
+    start = 0
     while True:
         try:
             block.text[start:].decode("utf-8") if start else block.text.decode("utf-8")

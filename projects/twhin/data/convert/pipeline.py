@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 
 from tml.common.errors import DataError, TmlError
@@ -47,6 +48,13 @@ def convert(options: ConvertOptions, out: Path, *, overwrite: bool = False) -> d
     except TmlError:
         workspace.fail()
         raise
+    except (OSError, duckdb.IOException) as error:
+        raise DataError(
+            "the conversion cannot write",
+            where=str(out),
+            value=str(error),
+            fix="mend this and run it again: it continues",
+        ) from error
 
 
 class _Conversion:

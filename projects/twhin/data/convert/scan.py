@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from tml.projects.twhin.data.convert.meaning import Interpreter, Rows
 from tml.projects.twhin.data.convert.options import ConvertOptions
 from tml.projects.twhin.data.convert.sources import Source
 
+_log = logging.getLogger(__name__)
 _FILE_BITS = 40  # a row's number is its file's place, shifted by this, plus its line
 
 
@@ -60,6 +62,8 @@ def _scan_file(i: int, source: Source, options: ConvertOptions, folder: Path) ->
     if writer is not None:
         writer.close()
         part.replace(target)
+    if not counts.any():
+        _log.warning("%s has no usable row", source.path)
     signatures = [
         asdict(relation) | {"rows": int(_at(counts, c))} for relation, c in interpret.signatures.codes.items()
     ]

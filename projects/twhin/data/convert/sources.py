@@ -16,7 +16,7 @@ from tml.projects.twhin.data.convert.parquet_input import read_parquet
 from tml.projects.twhin.data.convert.rejects import Rejects
 from tml.projects.twhin.data.convert.text_input import read_text
 
-EXTENSIONS = (".parquet", ".tsv", ".csv", ".txt", ".tsv.gz", ".csv.gz", ".txt.gz")
+EXTENSIONS = (".parquet", ".pq", ".tsv", ".csv", ".txt", ".tsv.gz", ".csv.gz", ".txt.gz")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def find_sources(options: ConvertOptions) -> list[Source]:
     Raises:
         DataError: a file is missing, or a folder has no file of a known kind.
     """
-    named = [(path, None) for path in options.inputs]
+    named: list[tuple[str, str | None]] = [(path, None) for path in options.inputs]
     named += [(path, relation) for relation, path in options.relation_inputs]
     known = {relation.name for relation in options.relations} | {relation for relation, _ in options.relation_inputs}
     groups = [(TRAIN, named)]

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 import pyarrow as pa
@@ -173,8 +173,9 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
 @contextmanager
 def _open(path: str) -> Iterator[IO[bytes]]:
     try:
-        with gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb") as stream:
-            yield stream
+        opened = gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")  # noqa: SIM115
+        with opened as stream:
+            yield cast(IO[bytes], stream)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             "input file cannot be read", where=path, value=str(error), fix="check that the file is whole and readable"

@@ -130,7 +130,7 @@ def _mapped(edges: Edges, nodes: Nodes, indexes: list[np.ndarray]) -> Edges:
     for tables, nodes_of_end in ((nodes.lhs_table, edges.lhs), (nodes.rhs_table, edges.rhs)):
         table_of_edge = tables[edges.rel]
         mapped = np.empty(len(nodes_of_end), np.int64)
-        for t in np.unique(table_of_edge):
+        for t in np.unique(tables):
             rows = np.flatnonzero(table_of_edge == t)
             mapped[rows] = indexes[t][nodes_of_end[rows]]
         ends.append(mapped)
