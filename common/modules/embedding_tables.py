@@ -10,9 +10,8 @@ of the speed there.
   `DistributedModelParallel` shards row-wise.
 
 Both take a KeyedJaggedTensor with one key a group and bags of one id (with several groups: bags of zero or one, each
-id in the
-bag of its group), start from the same rows for a seed, and name their tensors alike, so a checkpoint moves between
-them.
+id in the bag of its group), start from the same rows for a seed, and name their tensors alike, so a checkpoint moves
+between them.
 """
 
 from __future__ import annotations
@@ -100,8 +99,7 @@ class ShardedTables(nn.Module):
     """Tables for several ranks or a GPU: torchrec's EmbeddingBagCollection on the meta device until it is sharded.
 
     Their fused optimizers are attached before sharding; see `tml.common.modules.sharding` for the plan, the initial
-    rows and
-    the checkpoint tensors after it.
+    rows and the checkpoint tensors after it.
     """
 
     def __init__(self, layout: TableLayout) -> None:

@@ -1,8 +1,7 @@
 """Sharding: a model with `ShardedTables` becomes one that trains on several ranks or a GPU.
 
 Tables are sharded row-wise over all ranks by an explicit plan (torchrec's planner refuses row-wise bags on a CPU),
-everything else is replicated by DDP.
-Table gradients are averaged over ranks, as DDP's are.
+everything else is replicated by DDP. Table gradients are averaged over ranks, as DDP's are.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
     torchrun projects/twhin/run.py --config projects/twhin/configs/local.yaml training.num_epochs=3
     python -m tml.projects.twhin.run --config my.yaml --task evaluate
 
-Tasks: `train` continues by itself from the checkpoints of `training.save_dir`; `evaluate` ranks the test edges (else the validation
-edges) under the best or latest checkpoint; `only_evaluate` follows a folder that another job writes and evaluates every new checkpoint;
-`check` looks at config, files, ids and memory and trains nothing.
+Tasks: `train` continues by itself from the checkpoints of `training.save_dir`; `evaluate` ranks the test edges (else
+    the validation
+edges) under the best or latest checkpoint; `only_evaluate` follows a folder that another job writes and evaluates
+every new checkpoint; `check` looks at config, files, ids and memory and trains nothing.
 """
 
 from __future__ import annotations

@@ -4,13 +4,11 @@ Letters: `B` edges, `C` edges in a chunk, `G` uniform negatives of a chunk and s
 nodes of a chunk.
 
 A chunk's nodes lie side by side: `[lhs (C), lhs negatives (G), rhs (C), rhs negatives (G)]`. The candidates of a
-side, the last
-`in_batch_negatives` edges' endpoints and the uniform negatives, are therefore one slice of the looked-up rows:
-nothing is copied.
+side, the last `in_batch_negatives` edges' endpoints and the uniform negatives, are therefore one slice of the
+looked-up rows: nothing is copied.
 
 The cut and the draws are a function of the edges, the seed and the block's number in the run, not of ranks: a run
-over the same global batches gives
-the same result on any number of ranks that divides `assembly_blocks`.
+over the same global batches gives the same result on any number of ranks that divides `assembly_blocks`.
 """
 
 from __future__ import annotations
@@ -29,6 +27,7 @@ from tml.common.batch import Cursor, DataclassBatch
 from tml.common.modules.embedding_tables import keyed_ids
 from tml.common.modules.table_layout import TableLayout
 from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema, Ints
+from tml.projects.twhin.data.masks import ChunkNodes, masked_places
 
 # Philox keys are 64-bit words; the two streams of random numbers of a run are told apart by the second word.
 _NEGATIVES_STREAM = 0x6E656761
@@ -43,10 +42,11 @@ class ChunkedEdges(DataclassBatch):
         node_ids: int64 `[S, W]`, ids in the nodes' own tables.
         rel: int64 `[S, C]`.
         weight: float32 `[S, C]`, the relation's weight; zero marks padding.
-        lhs_shared: int64 `[M, 2]`, the edges that share (rel, rhs) with another of their chunk: flat slot in `[0, S
-            * C)` and number of the
-            group of equals, from zero. What may not be a negative of one may not be a negative of the others.
+        lhs_shared: int64 `[M, 2]`, the edges that share (rel, rhs) with another of their chunk: flat slot in `[0, S *
+            C)` and number of the group of equals, from zero. What may not be a negative of one may not be a negative
+            of the others.
         rhs_shared: the same for (lhs, rel).
+        num_scores: `S * C * N`.
         operators: the operator of each chunk.
         num_examples: edges of the global batch.
         cursor: the place in the data after this batch.
@@ -56,37 +56,54 @@ class ChunkedEdges(DataclassBatch):
     node_ids: Tensor
     rel: Tensor
     weight: Tensor
-    lhs_shared: Tensor
-    rhs_shared: Tensor
+    lhs_masked: Tensor
+    rhs_masked: Tensor
+    num_scores: int = field(metadata={"concat": "sum"})
     operators: tuple[str, ...] = field(metadata={"concat": "sum"})
     num_examples: int = field(metadata={"concat": "sum"})
     cursor: Cursor
 
     @classmethod
     def concat(cls, batches: Sequence[ChunkedEdges]) -> ChunkedEdges:
-        """One batch with the chunks of all: slots and groups are numbered on."""
+        """One batch with the chunks of all: places in the scores are counted on."""
         numbered = []
-        num_slots, num_groups = 0, {"lhs_shared": 0, "rhs_shared": 0}
+        num_scores = 0
         for batch in batches:
-            shared = {name: getattr(batch, name) for name in num_groups}
-            shifted = {name: rows + torch.tensor([num_slots, num_groups[name]]) for name, rows in shared.items()}
-            numbered.append(dataclasses.replace(batch, **shifted))
-            num_slots += batch.rel.numel()
-            num_groups = {name: count + len(shared[name]) for name, count in num_groups.items()}
+            masked = {name: getattr(batch, name) + num_scores for name in ("lhs_masked", "rhs_masked")}
+            numbered.append(dataclasses.replace(batch, **masked))
+            num_scores += batch.num_scores
         return super().concat(numbered)
 
 
 @dataclass(frozen=True)
 class ChunkShape:
-    """Sizes of a chunk: `size` is `C`, `num_global` is `G`."""
+    """Sizes of a chunk.
+
+    Args:
+        size: `C`.
+        num_in_batch: candidates of a side that are endpoints of the chunk's own edges, at most `size`.
+        num_global: `G`.
+    """
 
     size: int
+    num_in_batch: int
     num_global: int
 
     @property
     def num_nodes(self) -> int:
         """`W`."""
         return 2 * (self.size + self.num_global)
+
+    @property
+    def num_candidates(self) -> int:
+        """`N`."""
+        return self.num_in_batch + self.num_global
+
+    def split(self, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`lhs [S, C, ...]`, `lhs candidates [S, N, ...]`, `rhs`, `rhs candidates`: views of nodes `[S, W, ...]`."""
+        half, skipped = self.num_nodes // 2, self.size - self.num_in_batch
+        lhs, rhs = nodes[:, :half], nodes[:, half:]
+        return lhs[:, : self.size], lhs[:, skipped:], rhs[:, : self.size], rhs[:, skipped:]
 
 
 class ChunkAssembler:
@@ -99,8 +116,7 @@ class ChunkAssembler:
         seed: of the uniform negatives.
         weights: a relation's name to its weight in the loss; one where absent.
         pad: give every block of a size the same number of chunks, so that all ranks look up equally many ids (gloo
-            cannot gather
-            unequal parts).
+            cannot gather unequal parts).
     """
 
     def __init__(
@@ -209,12 +225,20 @@ class ChunkAssembler:
             node_ids=torch.from_numpy(node_ids),
             rel=torch.from_numpy(place.rel),
             weight=torch.from_numpy(weight),
-            lhs_shared=torch.from_numpy(_shared_pairs(place.rel, place.rhs, place.filled)),
-            rhs_shared=torch.from_numpy(_shared_pairs(place.rel, place.lhs, place.filled)),
+            lhs_masked=torch.from_numpy(self._masked(place.rhs, place.rel, place.lhs, negatives[:, 0], place.filled)),
+            rhs_masked=torch.from_numpy(self._masked(place.lhs, place.rel, place.rhs, negatives[:, 1], place.filled)),
+            num_scores=place.rel.size * self.shape.num_candidates,
             operators=tuple(self._signatures[index][2] for index in signature.tolist()),
             num_examples=num_examples,
             cursor=cursor,
         )
+
+    def _masked(self, other: Ints, rel: Ints, own: Ints, negatives: Ints, filled: NDArray[np.bool_]) -> Ints:
+        """Where a candidate is padding or makes a positive of the chunk: flat places in `[S, C, N]`, ascending."""
+        in_batch = slice(self.shape.size - self.shape.num_in_batch, None)
+        candidates = np.concatenate([own[:, in_batch], negatives], axis=1)
+        valid = np.concatenate([filled[:, in_batch], np.ones(negatives.shape, dtype=bool)], axis=1)
+        return masked_places(ChunkNodes(other, rel, own, filled), candidates, valid)
 
 
 @dataclass(frozen=True)
@@ -225,18 +249,3 @@ class _Places:
     rel: Ints
     rhs: Ints
     filled: NDArray[np.bool_]
-
-
-def _shared_pairs(rel: Ints, node: Ints, filled: NDArray[np.bool_]) -> Ints:
-    """`[M, 2]`: flat slot and group of every edge whose (rel, node) another edge of its chunk has too."""
-    span = int(node.max(initial=0)) + 1
-    key = (np.arange(len(rel))[:, None] * (int(rel.max(initial=0)) + 1) + rel) * span + node
-    slots = np.flatnonzero(filled)
-    key = key.ravel()[slots]
-    order = np.argsort(key)
-    fresh = np.ones(len(key), dtype=bool)
-    fresh[1:] = key[order[1:]] != key[order[:-1]]
-    number = np.cumsum(fresh) - 1
-    shared = np.bincount(number)[number] > 1
-    groups = np.cumsum(fresh[shared]) - 1
-    return np.stack([slots[order[shared]], groups], axis=1).astype(np.int64)

@@ -69,7 +69,7 @@ class EdgesDataset:
             offset=config.offset,
             limit=config.limit,
         )
-        shape = ChunkShape(config.edges_per_chunk, config.global_negatives)
+        shape = ChunkShape(config.edges_per_chunk, config.in_batch_negatives, config.global_negatives)
         self._assembler = ChunkAssembler(schema, layout, shape, seed, weights, pad=num_ranks > 1)
 
     @property

@@ -53,8 +53,7 @@ def build_model(
     """
     regularization = config.regularization
     settings = HeadSettings(
-        shape=ChunkShape(data.edges_per_chunk, data.global_negatives),
-        num_in_batch=data.in_batch_negatives,
+        shape=ChunkShape(data.edges_per_chunk, data.in_batch_negatives, data.global_negatives),
         loss=config.loss,
         margin=config.margin,
         regularizer=regularization.kind if regularization else None,

@@ -1,10 +1,14 @@
-"""Losses of an edge against its negatives.
+"""Losses of an edge against its negatives, with their gradients written out.
 
-Letters: `...` leading shape (chunks), `C` edges, `N` candidates. Inputs are the positive scores `[..., C]` and the
-negative scores
-`[..., C, N]` in which a masked candidate (a positive of the chunk, or padding) is `MASKED_SCORE`. The result is one
-loss per
-edge, `[..., C]`, whose size depends neither on `N` nor on how many candidates are masked away.
+Letters: `...` leading shape (chunks), `C` edges, `N` candidates.
+
+A loss takes the positive scores `[..., C]`, the negative scores `[..., C, N]` in which a candidate that is no
+negative (a positive of the chunk, or padding) is `MASKED_SCORE`, and the margin. It returns the loss of each edge
+`[..., C]` and its derivatives by the positive score `[..., C]` and by the negative scores `[..., C, N]`; the latter
+may overwrite the negative scores. A loss depends neither on `N` nor on how many candidates are masked.
+
+Derivatives are written out because the scores of a batch are its largest tensor: autograd would walk over them
+several more times.
 """
 
 from __future__ import annotations
@@ -15,26 +19,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Finite, so that an edge whose candidates are all masked has a finite loss and gradient (infinities would subtract
-# to NaN).
+# Finite, so that an edge whose candidates are all masked has a finite loss (infinities would subtract to NaN).
 MASKED_SCORE = -1e30
 
-EdgeLoss = Callable[[Tensor, Tensor, float], Tensor]
+EdgeLoss = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
 
 
-def softmax_loss(positive: Tensor, negative: Tensor, margin: float) -> Tensor:
+def softmax_loss(positive: Tensor, negative: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor]:
     """Cross entropy of the positive among itself and its negatives: `log(sum exp) - positive`. `margin` is not used."""
-    return torch.logaddexp(positive, torch.logsumexp(negative, dim=-1)) - positive
+    top = positive if negative.shape[-1] == 0 else torch.maximum(negative.amax(-1), positive)
+    share = negative.sub_(top.unsqueeze(-1)).exp_()
+    own = (positive - top).exp_()
+    total = share.sum(-1) + own
+    loss = total.log() + top - positive
+    return loss, own / total - 1, share.div_(total.unsqueeze(-1))
 
 
-def logistic_loss(positive: Tensor, negative: Tensor, margin: float) -> Tensor:
+def logistic_loss(positive: Tensor, negative: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor]:
     """Binary cross entropy; the negatives of an edge weigh together as much as its positive. `margin` is not used."""
-    return F.softplus(-positive) + F.softplus(negative).sum(-1) / _num_valid(negative)
+    weight = 1.0 / _num_valid(negative)
+    loss = F.softplus(-positive) + F.softplus(negative).sum(-1) * weight
+    return loss, torch.sigmoid(positive) - 1, negative.sigmoid_().mul_(weight.unsqueeze(-1))
 
 
-def ranking_loss(positive: Tensor, negative: Tensor, margin: float) -> Tensor:
+def ranking_loss(positive: Tensor, negative: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor]:
     """Mean hinge: every negative should score at least `margin` below the positive."""
-    return F.relu(margin - positive.unsqueeze(-1) + negative).sum(-1) / _num_valid(negative)
+    weight = 1.0 / _num_valid(negative)
+    hinge = F.relu_(negative.add_((margin - positive).unsqueeze(-1)))
+    loss = hinge.sum(-1) * weight
+    active = hinge.sign_().mul_(weight.unsqueeze(-1))
+    return loss, -active.sum(-1), active
 
 
 def _num_valid(negative: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """The TwHIN model: look-up of a batch's nodes, and a head that scores, masks and turns scores into a loss.
 
-Letters: `S` chunks, `C` edges in a chunk, `G` uniform negatives of a chunk and side, `W = 2 (C + G)` nodes of a chunk,
-`N` candidates of a chunk and side, `D` embedding dim.
+Letters: `S` chunks, `C` edges in a chunk, `W` nodes of a chunk, `N` candidates of a chunk and side, `D` embedding dim.
 
 The head is a module of its own, without tables: torchrec's pipeline traces the look-up and leaves the head alone.
 """
@@ -11,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from tml.projects.twhin.data.chunks import ChunkedEdges, ChunkShape
 from tml.projects.twhin.models import scores
-from tml.projects.twhin.models.losses import LOSSES, MASKED_SCORE
-from tml.projects.twhin.models.negatives import positives_mask
+from tml.projects.twhin.models.chunk_loss import dots_loss, scores_loss
 from tml.projects.twhin.models.operators import OPERATORS, Operator
 from tml.projects.twhin.models.regularizers import REGULARIZERS
 from tml.projects.twhin.models.relations import RelationScorer
@@ -30,7 +30,6 @@ class HeadSettings:
 
     Args:
         shape: sizes of a chunk.
-        num_in_batch: candidates of a side taken from the chunk's own edges, at most `shape.size`.
         loss: a name of `LOSSES`.
         margin: of the ranking loss.
         regularizer: a name of `REGULARIZERS`, or None.
@@ -39,7 +38,6 @@ class HeadSettings:
     """
 
     shape: ChunkShape
-    num_in_batch: int
     loss: str = "softmax"
     margin: float = 0.1
     regularizer: str | None = None
@@ -64,44 +62,58 @@ class TwhinHead(nn.Module):
 
         Returns:
             The loss of an edge (half the sum over its two sides, plus regularisation), weighted by its relation and
-            averaged over the
-            global batch: a scalar whose mean over ranks is that of one rank. And `positive_score`, the detached mean
-            over this rank's edges.
+            averaged over the global batch: a scalar whose mean over ranks is that of one rank. And `positive_score`,
+            the detached mean over this rank's edges.
         """
         rows = rows.view(*batch.node_ids.shape, -1)
-        lhs_mask, rhs_mask = self._masks(batch)
         # Data-parallel training waits for a gradient of every parameter, also on a rank whose operators need none.
         total, positive = 0.0 * self.scorer.weight[0, 0], rows.new_zeros(())
+        weight = batch.weight * (self.settings.num_ranks / batch.num_examples)
         for operator, chunks in _runs(batch.operators):
-            run = _Run(operator, *self._split(rows[chunks]), rel=batch.rel[chunks])
-            loss, scores_of_edges = self._edge_losses(run, lhs_mask[chunks], rhs_mask[chunks])
-            total = total + (loss * batch.weight[chunks]).sum()
-            positive = positive + (scores_of_edges.detach() * (batch.weight[chunks] > 0)).sum()
+            parts = _SplitRows.apply(rows[chunks], self.settings.shape)  # type: ignore[no-untyped-call]
+            run = _Run(operator, *parts, batch.rel[chunks], weight[chunks], *self._masked(batch, chunks))
+            loss, score = self._run_loss(run)
+            total = total + loss
+            positive = positive + (score.detach() * (run.weight > 0)).sum()
         num_edges = (batch.weight > 0).sum().clamp_min(1)
-        return total * (self.settings.num_ranks / batch.num_examples), {"positive_score": positive / num_edges}
+        return total, {"positive_score": positive / num_edges}
 
-    def _edge_losses(self, run: _Run, lhs_mask: Tensor, rhs_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses and forward scores of a run's edges, `[S, C]` each."""
-        comparator = self.scorer.comparator
-        params = self.scorer.params(run.rel)
-        score = scores.score_pairs(run.operator, comparator, params, run.lhs, run.rhs)
-        rhs_negative = scores.score_rhs(run.operator, comparator, params, run.lhs, run.rhs_candidates)
-        if self.scorer.reciprocal:
-            inverse = self.scorer.inverse_params(run.rel)
-            lhs_positive = scores.score_pairs(run.operator, comparator, inverse, run.rhs, run.lhs)
-            lhs_negative = scores.score_rhs(run.operator, comparator, inverse, run.rhs, run.lhs_candidates)
+    def _run_loss(self, run: _Run) -> tuple[Tensor, Tensor]:
+        """The weighted sum of a run's losses, and the forward scores of its edges `[S, C]`."""
+        scorer = self.scorer
+        params = scorer.params(run.rel)
+        score = scores.score_pairs(run.operator, scorer.comparator, params, run.lhs, run.rhs)
+        total = self._rhs_loss(run, params, run.lhs, run.rhs_candidates, score, run.rhs_masked)
+        if scorer.reciprocal:
+            inverse = scorer.inverse_params(run.rel)
+            inverse_score = scores.score_pairs(run.operator, scorer.comparator, inverse, run.rhs, run.lhs)
+            total = total + self._rhs_loss(run, inverse, run.rhs, run.lhs_candidates, inverse_score, run.lhs_masked)
         else:
             inverse = None
-            lhs_positive = score
-            lhs_negative = scores.score_lhs(run.operator, comparator, params, run.rhs, run.lhs_candidates)
-        loss = 0.5 * (
-            self._loss(score, rhs_negative.masked_fill(rhs_mask, MASKED_SCORE))
-            + self._loss(lhs_positive, lhs_negative.masked_fill(lhs_mask, MASKED_SCORE))
-        )
-        return loss + self._penalty(run, params, inverse), score
+            total = total + self._lhs_loss(run, params, score)
+        return 0.5 * total + self._penalty(run, params, inverse), score
 
-    def _loss(self, positive: Tensor, negative: Tensor) -> Tensor:
-        return LOSSES[self.settings.loss](positive, negative, self.settings.margin)
+    def _rhs_loss(
+        self, run: _Run, params: Tensor, lhs: Tensor, candidates: Tensor, positive: Tensor, masked: Tensor
+    ) -> Tensor:
+        comparator = self.scorer.comparator
+        if comparator == "dot":
+            queries = run.operator.apply(lhs, params)
+            return dots_loss(queries, candidates, None, positive, masked, run.weight, *self._loss)
+        negative = scores.score_rhs(run.operator, comparator, params, lhs, candidates)
+        return scores_loss(positive, negative, masked, run.weight, *self._loss)
+
+    def _lhs_loss(self, run: _Run, params: Tensor, positive: Tensor) -> Tensor:
+        comparator = self.scorer.comparator
+        if comparator == "dot":
+            queries, bias = run.operator.adjoint(run.rhs, params)
+            return dots_loss(queries, run.lhs_candidates, bias, positive, run.lhs_masked, run.weight, *self._loss)
+        negative = scores.score_lhs(run.operator, comparator, params, run.rhs, run.lhs_candidates)
+        return scores_loss(positive, negative, run.lhs_masked, run.weight, *self._loss)
+
+    @property
+    def _loss(self) -> tuple[str, float]:
+        return self.settings.loss, self.settings.margin
 
     def _penalty(self, run: _Run, params: Tensor, inverse: Tensor | None) -> Tensor | float:
         if self.settings.regularizer is None:
@@ -110,26 +122,17 @@ class TwhinHead(nn.Module):
         value = penalty(run.operator, params, run.lhs, run.rhs)
         if inverse is not None:
             value = 0.5 * (value + penalty(run.operator, inverse, run.rhs, run.lhs))
-        return self.settings.regularization_weight * value
+        return self.settings.regularization_weight * (value * run.weight).sum()
 
-    def _split(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`lhs [S, C, D]`, `rhs`, `lhs candidates [S, N, D]`, `rhs candidates` out of a chunk's nodes `[S, W, D]`."""
-        size, half = self.settings.shape.size, self.settings.shape.num_nodes // 2
-        skipped = size - self.settings.num_in_batch
-        lhs, rhs = rows.split(half, dim=1)
-        return lhs[:, :size], rhs[:, :size], lhs[:, skipped:], rhs[:, skipped:]
-
-    @torch.no_grad()
-    def _masks(self, batch: ChunkedEdges) -> tuple[Tensor, Tensor]:
-        """Candidates that are no negatives, `[S, C, N]` for each side."""
-        lhs, rhs, lhs_candidates, rhs_candidates = self._split(batch.node_ids)
-        valid = torch.ones_like(lhs_candidates, dtype=torch.bool)
-        in_batch = self.settings.num_in_batch
-        valid[:, :in_batch] = batch.weight[:, self.settings.shape.size - in_batch :] > 0
-        return (
-            positives_mask(lhs, lhs_candidates, valid, batch.lhs_shared),
-            positives_mask(rhs, rhs_candidates, valid, batch.rhs_shared),
-        )
+    def _masked(self, batch: ChunkedEdges, chunks: slice) -> tuple[Tensor, Tensor]:
+        if chunks == slice(0, len(batch.rel)):
+            return batch.lhs_masked, batch.rhs_masked
+        scores_per_chunk = self.settings.shape.size * self.settings.shape.num_candidates
+        first, last = chunks.start * scores_per_chunk, chunks.stop * scores_per_chunk
+        parts = []
+        for masked in (batch.lhs_masked, batch.rhs_masked):
+            parts.append(masked[(masked >= first) & (masked < last)] - first)
+        return parts[0], parts[1]
 
 
 @dataclass(frozen=True)
@@ -138,10 +141,38 @@ class _Run:
 
     operator: Operator
     lhs: Tensor
-    rhs: Tensor
     lhs_candidates: Tensor
+    rhs: Tensor
     rhs_candidates: Tensor
     rel: Tensor
+    weight: Tensor
+    lhs_masked: Tensor
+    rhs_masked: Tensor
+
+
+class _SplitRows(torch.autograd.Function):
+    """`ChunkShape.split`, with one gradient tensor for all four parts, though edges and candidates overlap."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, shape: ChunkShape) -> tuple[Tensor, ...]:
+        ctx.shape, ctx.rows_shape = shape, rows.shape
+        return shape.split(rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        total = torch.empty(ctx.rows_shape, dtype=grads[0].dtype, device=grads[0].device)
+        lhs, lhs_candidates, rhs, rhs_candidates = ctx.shape.split(total)
+        for edges, candidates, by_edges, by_candidates in (
+            (lhs, lhs_candidates, grads[0], grads[1]),
+            (rhs, rhs_candidates, grads[2], grads[3]),
+        ):
+            num_overlapping = ctx.shape.num_in_batch
+            skipped = ctx.shape.size - num_overlapping
+            candidates.copy_(by_candidates)
+            edges[:, :skipped] = by_edges[:, :skipped]
+            edges[:, skipped:] += by_edges[:, skipped:]
+        return total, None
 
 
 class TwhinModel(nn.Module):

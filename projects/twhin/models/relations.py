@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tml.projects.twhin.models import scores
@@ -30,9 +31,8 @@ class RelationScorer(nn.Module):
     """Scores edges and candidates under every relation.
 
     With `reciprocal`, each relation has a second row of parameters for its inverse: corrupted left-hand sides are
-    scored as
-    right-hand sides of the inverse, `compare(op_inverse(rhs), lhs)` (arXiv 1806.07297). Without, both sides use one
-    score.
+    scored as right-hand sides of the inverse, `compare(op_inverse(rhs), lhs)` (arXiv 1806.07297). Without, both sides
+    use one score.
 
     Attributes:
         weight: float `[R, D]`, or `[2 R, D]` with the inverses in the second half. The row of an `identity` relation
@@ -84,8 +84,8 @@ class RelationScorer(nn.Module):
 
     def params(self, rel: Tensor) -> Tensor:
         """Parameters `[..., D]` of relation indexes `[...]`."""
-        return self.weight[rel]
+        return F.embedding(rel, self.weight)
 
     def inverse_params(self, rel: Tensor) -> Tensor:
         """Parameters `[..., D]` of the inverses of relation indexes `[...]`; only with `reciprocal`."""
-        return self.weight[rel + len(self.relations)]
+        return F.embedding(rel + len(self.relations), self.weight)

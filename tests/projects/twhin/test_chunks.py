@@ -12,8 +12,7 @@ from tml.common.batch import Cursor
 from tml.common.modules.table_layout import FusedOptimizerSpec, TableLayout, TableSpec
 from tml.projects.twhin.data.chunks import ChunkAssembler, ChunkedEdges, ChunkShape
 from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema
-from tml.projects.twhin.models.model import HeadSettings, TwhinHead
-from tml.projects.twhin.models.relations import RelationScorer, RelationSpec
+from tml.projects.twhin.models.relations import RelationSpec
 
 RELATIONS = [
     RelationSpec("follow", "user", "user"),
@@ -42,8 +41,11 @@ def edges(number: int, seed: int = 0) -> EdgeArrays:
     return EdgeArrays(ends[0], rel.astype(np.int64), ends[1])
 
 
-def assemble(batch: EdgeArrays, size: int, num_global: int, pad: bool = False, block: int = 0) -> ChunkedEdges:
-    assembler = ChunkAssembler(SCHEMA, layout(), ChunkShape(size, num_global), seed=3, pad=pad)
+def assemble(
+    batch: EdgeArrays, size: int, num_global: int, pad: bool = False, block: int = 0, num_in_batch: int | None = None
+) -> ChunkedEdges:
+    shape = ChunkShape(size, size if num_in_batch is None else num_in_batch, num_global)
+    assembler = ChunkAssembler(SCHEMA, layout(), shape, seed=3, pad=pad)
     return assembler.assemble([(block, batch)], max(len(batch), 1), len(batch), Cursor(0, len(batch)))
 
 
@@ -115,13 +117,20 @@ def test_a_rank_without_edges_gets_chunks_of_padding() -> None:
     assert chunk.weight.sum() == 0
 
 
+def dense_masks(chunk: ChunkedEdges) -> tuple[torch.Tensor, torch.Tensor]:
+    masks = []
+    for masked in (chunk.lhs_masked, chunk.rhs_masked):
+        assert (masked[1:] > masked[:-1]).all()
+        masks.append(torch.zeros(chunk.num_scores, dtype=torch.bool).index_fill_(0, masked, True))
+    return masks[0].view(*chunk.rel.shape, -1), masks[1].view(*chunk.rel.shape, -1)
+
+
 @pytest.mark.parametrize("num_in_batch", [0, 2, 6])
 def test_masks_equal_brute_force(num_in_batch: int) -> None:
     size, num_global = 6, 4
-    chunk = assemble(edges(60, seed=5), size, num_global)
-    head = TwhinHead(RelationScorer(RELATIONS, 4), HeadSettings(ChunkShape(size, num_global), num_in_batch))
+    chunk = assemble(edges(60, seed=5), size, num_global, num_in_batch=num_in_batch)
     lhs, lhs_negatives, rhs, rhs_negatives = parts(chunk, size)
-    masks = head._masks(chunk)
+    masks = dense_masks(chunk)
     for side, own, drawn, other, mask in (
         ("lhs", lhs, lhs_negatives, rhs, masks[0]),
         ("rhs", rhs, rhs_negatives, lhs, masks[1]),
@@ -147,15 +156,14 @@ def test_masks_equal_brute_force(num_in_batch: int) -> None:
 def test_joined_batches_mask_like_the_single_ones() -> None:
     size = 6
     single = [assemble(edges(40, seed), size, 4, block=seed) for seed in range(3)]
-    head = TwhinHead(RelationScorer(RELATIONS, 4), HeadSettings(ChunkShape(size, 4), size))
     joined = ChunkedEdges.concat(single)
     assert joined.num_examples == 120
     for side in (0, 1):
-        torch.testing.assert_close(head._masks(joined)[side], torch.cat([head._masks(b)[side] for b in single]))
+        torch.testing.assert_close(dense_masks(joined)[side], torch.cat([dense_masks(b)[side] for b in single]))
 
 
 def test_relation_weights_reach_the_slots() -> None:
-    assembler = ChunkAssembler(SCHEMA, layout(), ChunkShape(2, 1), seed=0, weights={"fav": 2.5})
+    assembler = ChunkAssembler(SCHEMA, layout(), ChunkShape(2, 2, 1), seed=0, weights={"fav": 2.5})
     batch = EdgeArrays(np.array([0, 1]), np.array([1, 2]), np.array([0, 1]))
     chunk = assembler.assemble([(0, batch)], 2, 2, Cursor(0, 2))
     assert chunk.weight[chunk.rel == 1].tolist() == [2.5]
