@@ -27,6 +27,8 @@ from tests.projects.twhin.convert_helpers import (
     write,
 )
 from tml.common.errors import ConfigError, DataError
+from tml.core.config.loading import load_config
+from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.data.convert import lines
 from tml.projects.twhin.data.convert.options import PRESETS, ConvertOptions, RelationType, with_preset
 from tml.projects.twhin.data.vocab import RelationVocabulary, Vocabulary
@@ -321,6 +323,7 @@ def test_parts_and_row_groups_have_the_sizes_asked_for(tmp_path: Path) -> None:
 def test_starter_config_names_what_was_converted(tmp_path: Path) -> None:
     path = write(tmp_path / "e.tsv", _lines(ROWS) * 10)
     meta = run(tmp_path / "out", path, relations=USER_TWEET, split_fractions=(0.8, 0.2, 0.0))
+    load_config(TwhinConfig, tmp_path / "out/config.yaml")
     config = yaml.safe_load((tmp_path / "out/config.yaml").read_text())
     sizes = {table["name"]: table["num_embeddings"] for table in config["model"]["embeddings"]["tables"]}
     assert sizes == {"user": 3, "tweet": 2}
@@ -387,6 +390,15 @@ def _refused(**settings) -> str:
     with pytest.raises(ConfigError) as caught:
         ConvertOptions(**({"inputs": ("x.tsv",), "single_table": "n"} | settings))
     return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["it's [1] * {a,b}", "rel=b/lhs=2020"])
+def test_folders_with_odd_names(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name / "edges [x].tsv", _lines(ROWS))
+    run(tmp_path / name / "out", path, relations=USER_TWEET)
+    assert decoded(tmp_path / name / "out") == EXPECTED
+    with pytest.raises(ConfigError, match="question mark"):
+        run(tmp_path / name / "why?", path, relations=USER_TWEET)
 
 
 def test_settings_that_do_not_fit_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as ds
 
 from tml.common.errors import ConfigError, DataError
 from tml.projects.twhin.data.convert.options import ConvertOptions
@@ -120,7 +120,7 @@ def encode(db: duckdb.DuckDBPyConnection, schema: Schema, found: list[dict[str, 
     db.execute("SET preserve_insertion_order = false")
     db.register("codes", schema.codes)
     kinds = dict(table_types(found))
-    scans = _register_scans(db, found, folder)
+    scans = _scan_views(db, found, folder)
     for t, table in enumerate(schema.tables):
         parts = [
             f"SELECT s.{end} AS id FROM {name} s JOIN codes c ON c.file = s.row >> 40 AND c.local = s.rel "
@@ -155,16 +155,19 @@ def _encoded(scan: str, lhs_index: int, rhs_index: int, lhs: str, rhs: str) -> s
     )
 
 
-def _register_scans(
-    db: duckdb.DuckDBPyConnection, found: list[dict[str, Any]], folder: Path
-) -> dict[str, tuple[str, ...]]:
+def _scan_views(db: duckdb.DuckDBPyConnection, found: list[dict[str, Any]], folder: Path) -> dict[str, tuple[str, ...]]:
     """One view per pair of id types, since a column has one type; gives the types by the view's name."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for summary in found:
         if summary["file"] is not None:
             groups.setdefault(tuple(summary["id_types"]), []).append(str(folder / summary["file"]))
     for i, files in enumerate(groups.values()):
-        db.register(f"scan_{i}", ds.dataset(files, format="parquet"))
+        paths = ", ".join(
+            _quoted(re.sub(r"([*?[])", r"[\1]", file)) for file in files
+        )  # DuckDB takes paths for patterns
+        db.execute(
+            f"CREATE OR REPLACE TEMP VIEW scan_{i} AS SELECT * FROM read_parquet([{paths}], hive_partitioning = false)"
+        )
     return {f"scan_{i}": types for i, types in enumerate(groups)}
 
 

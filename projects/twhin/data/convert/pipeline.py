@@ -10,7 +10,7 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from tml.common.errors import DataError, TmlError
+from tml.common.errors import ConfigError, DataError, TmlError
 from tml.projects.twhin.data.convert import arrange, encode, write
 from tml.projects.twhin.data.convert.files import write_text
 from tml.projects.twhin.data.convert.meaning import SPLITS
@@ -37,6 +37,10 @@ def convert(options: ConvertOptions, out: Path, *, overwrite: bool = False) -> d
     Raises:
         DataError: input is missing or bad. ConfigError: settings do not fit, or `out` holds something else.
     """
+    if "?" in str(out.resolve()):
+        raise ConfigError(
+            "the out folder's path has a question mark", where="--out", value=str(out), limit="what DuckDB can open"
+        )
     sources = find_sources(options)
     plan = {"options": options.as_json(), "sources": [source.fingerprint() for source in sources]}
     workspace = Workspace(out)
