@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import torch
 
+from tml.common.allocator import keep_freed_memory
 from tml.common.device import (
     process_group,
     rank,
@@ -41,6 +42,7 @@ def runtime_session(runtime: RuntimeConfig, save_dir: str) -> Iterator[torch.dev
     Raises:
         LaunchError: the device or the group cannot be had.
     """
+    keep_freed_memory()
     path = os.path.join(save_dir, "log.jsonl") if runtime.log.json_lines else None
     configure_logging(runtime.log.level, path, runtime.log.all_ranks)
     _hush_libraries()
@@ -63,6 +65,21 @@ def _hush_libraries() -> None:
     # What the libraries say at import and set-up is nothing a user can act on, and it comes once per rank.
     for name in ("torch.fx._symbolic_trace", "torchrec", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    _take_root_handler()
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="fbgemm_gpu")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torchrec")
+
+
+def _take_root_handler() -> None:
+    """Libraries call `logging.basicConfig` by accident; its handler would print each of our lines a second time."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if type(handler) is logging.StreamHandler and getattr(handler.formatter, "_fmt", "") == logging.BASIC_FORMAT:
+            root.removeHandler(handler)
+    if not root.handlers:
+        # With a handler in place, a later basicConfig does nothing; warnings of libraries still come through.
+        handler = logging.StreamHandler()
+        handler.setLevel(logging.WARNING)
+        handler.addFilter(lambda record: not record.name.startswith("tml."))
+        root.addHandler(handler)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_METRICS_SHOWN = 8
+
 
 class LoggingHook(Hook):
     """Logs every `every_n` steps.
@@ -53,9 +55,10 @@ class LoggingHook(Hook):
             self._log(loop)
 
     def after_evaluation(self, loop: TrainLoop, metrics: dict[str, float]) -> None:
-        """Log the metrics."""
-        shown = ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
-        logger.info("evaluation at step %d: %s", loop.state.step, shown)
+        """Log the first metrics; trackers get all."""
+        shown = [f"{name} {value:.5g}" for name, value in list(metrics.items())[:_METRICS_SHOWN]]
+        more = f" (and {len(metrics) - len(shown)} more in metrics.jsonl)" if len(metrics) > len(shown) else ""
+        logger.info("evaluation at step %d: %s%s", loop.state.step, ", ".join(shown), more)
         loop.track({f"eval/{name}": value for name, value in metrics.items()})
 
     def _log(self, loop: TrainLoop) -> None:

@@ -25,6 +25,36 @@ NumNeighbors = Annotated[int, typer.Option("-k", min=1, help="How many.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one line per node asked about.")]
 
 
+CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command(context_settings=CONTEXT)
+def train(
+    context: typer.Context,
+    config: Annotated[Path, typer.Option(help="YAML file; see projects/twhin/configs.")],
+) -> None:
+    """Train with one process (torchrun or `tml launch` start more). Overrides follow: training.num_epochs=3."""
+    _run(config, "train", context.args)
+
+
+@app.command(context_settings=CONTEXT)
+def evaluate(
+    context: typer.Context,
+    config: Annotated[Path, typer.Option(help="The run's YAML file.")],
+) -> None:
+    """Rank the test edges (else the validation edges) under the best or latest checkpoint."""
+    _run(config, "evaluate", context.args)
+
+
+@app.command(context_settings=CONTEXT)
+def check(
+    context: typer.Context,
+    config: Annotated[Path, typer.Option(help="YAML file.")],
+) -> None:
+    """Look at config, files, ids, vocabularies and memory before a long run; train nothing."""
+    _run(config, "check", context.args)
+
+
 @app.command()
 def export(
     save_dir: Annotated[Path | None, typer.Argument(help="Checkpoint folder of a run (training.save_dir).")] = None,
@@ -109,6 +139,12 @@ def evaluate_popularity(
     from tml.projects.twhin.popularity import baselines_of_config
 
     typer.echo(json.dumps(baselines_of_config(_load(config), split, max_edges), indent=1))
+
+
+def _run(config: Path, task: str, arguments: list[str]) -> None:
+    from tml.projects.twhin.run import main
+
+    main(["--config", str(config), "--task", task, *arguments])
 
 
 def _load(config: Path) -> Any:

@@ -37,7 +37,7 @@ from tml.projects.twhin.metrics import LinkPrediction
 from tml.projects.twhin.models.build import build_model, edge_schema
 from tml.projects.twhin.optimizer import build_optimizers
 from tml.projects.twhin.report import report_metrics
-from tml.projects.twhin.tables import table_layout, vocab_hashes
+from tml.projects.twhin.tables import table_layout, vocab_fingerprint, vocab_hashes
 
 TASKS = ("train", "evaluate", "only_evaluate", "check")
 
@@ -94,11 +94,13 @@ def run_training(config: TwhinConfig, device: torch.device) -> TrainState:
                 checkpoints,
                 evaluate=evaluate,
                 run_config=config.model_dump(mode="json"),
-                fingerprints=vocab_hashes(config),
+                fingerprints={vocab_fingerprint(name): value for name, value in vocab_hashes(config).items()},
             )
         )
     if state.exit_code == 0 and config.test_data is not None and config.training.num_eval_steps != 0:
-        report_metrics(config.training.save_dir, "test", state.step, run.evaluator(config.test_data)())
+        # After early stopping the model is that of the best step.
+        step = state.step if state.best_step is None else state.best_step
+        report_metrics(config.training.save_dir, "test", step, run.evaluator(config.test_data)())
     return state
 
 

@@ -36,6 +36,11 @@ def table_layout(config: ModelConfig, device_type: str) -> TableLayout:
     return TableLayout(specs)
 
 
+def vocab_fingerprint(table: str) -> str:
+    """The name under which a checkpoint keeps the digest of a table's vocabulary."""
+    return f"vocab.{table}"
+
+
 def vocab_hashes(config: TwhinConfig) -> dict[str, str]:
     """The digest of every table's vocabulary; empty without `vocab_dir`.
 

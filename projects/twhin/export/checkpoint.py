@@ -18,7 +18,7 @@ from tml.projects.twhin.export.model import export_model
 from tml.projects.twhin.export.tables import rows_per_block
 from tml.projects.twhin.models.relations import RelationScorer, RelationSpec
 from tml.projects.twhin.report import metrics_path
-from tml.projects.twhin.tables import table_layout
+from tml.projects.twhin.tables import table_layout, vocab_fingerprint
 
 Step = int | Literal["best", "latest"]
 
@@ -60,7 +60,7 @@ def export_from_checkpoint(
         model_card=_card(checkpoint, extra) | best,
         overwrite=overwrite,
         memory_map=memory_map,
-        id_hashes={table.name: fingerprints.get(table.name) for table in model.embeddings.tables},
+        id_hashes={table.name: fingerprints.get(vocab_fingerprint(table.name)) for table in model.embeddings.tables},
     )
 
 

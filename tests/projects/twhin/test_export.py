@@ -25,7 +25,7 @@ from tml.projects.twhin.export import model as export_module
 from tml.projects.twhin.export import tables as tables_module
 from tml.projects.twhin.model_folder import read_model_info, read_scorer, score_formula, verify
 from tml.projects.twhin.models.relations import RelationScorer, RelationSpec
-from tml.projects.twhin.tables import table_layout
+from tml.projects.twhin.tables import table_layout, vocab_fingerprint
 
 DIM = 4
 NUM_ROWS = {"user": 7, "tweet": 11}
@@ -317,9 +317,12 @@ def save_run(folder: Path, tables: dict[str, Tensor], scorer: RelationScorer, **
     """Two checkpoints, the first marked as the best; the second's tables are all zeros."""
     config = TwhinConfig.model_validate(CONFIG).model_dump(mode="json")
     layout = table_layout(TwhinConfig.model_validate(CONFIG).model, "cpu")
-    hashes = {name: Vocabulary.from_parquet(folder.parent / "vocab" / f"{name}.parquet").hash for name in NUM_ROWS}
+    vocab = {
+        vocab_fingerprint(name): Vocabulary.from_parquet(folder.parent / "vocab" / f"{name}.parquet").hash
+        for name in NUM_ROWS
+    }
     config["vocab_dir"] = str(folder.parent / "vocab")
-    extra = {"config": config, "metrics": {"filtered.mrr": 0.5}, "fingerprints": hashes | {"data": "abc"}} | changes
+    extra = {"config": config, "metrics": {"filtered.mrr": 0.5}, "fingerprints": vocab | {"data": "abc"}} | changes
     with CheckpointManager(folder, max_to_keep=None) as manager:
         for step, factor in ((3, 1), (6, 0)):
             tensors = {"relations.weight": scorer.weight.detach()}
