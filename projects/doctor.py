@@ -35,7 +35,7 @@ REINSTALL = (
 WORKING_TRIPLES = {("2.13", "1.8", "1.8"), ("2.12", "1.7", "1.7"), ("2.11", "1.6", "1.6")}
 FBGEMM_BUILDS = ("fbgemm-gpu-cpu", "fbgemm-gpu")
 IMPORTED = (
-    "torch", "fbgemm_gpu", "torchrec", "torchmetrics", "tensordict", "pyarrow", "polars", "duckdb", "fsspec",
+    "torch", "fbgemm_gpu", "torchrec", "torchmetrics", "tensordict", "pyarrow", "duckdb", "fsspec",
     "pydantic", "yaml", "numpy", "rich", "usearch.index", "tensorboard",
 )  # fmt: skip
 
