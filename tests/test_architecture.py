@@ -134,7 +134,7 @@ def test_no_file_knows_the_machine_it_was_written_on():
 
 def test_the_command_line_starts_without_torch():
     code = (
-        "import sys, tml.projects.cli; print([name for name in ('torch', 'torchrec', 'polars') if name in sys.modules])"
+        "import sys, tml.projects.cli; print([name for name in ('torch', 'torchrec', 'duckdb') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
     assert done.stdout.strip() == "[]"

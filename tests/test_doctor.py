@@ -59,11 +59,11 @@ def test_pins_are_compared_with_the_lock_of_the_installed_build() -> None:
 
 def test_a_package_that_differs_from_its_pin_is_named() -> None:
     pins = doctor.read_locks()["cpu.txt"]
-    installed = {**pins, "polars": "0.1"}
+    installed = {**pins, "duckdb": "0.1"}
     del installed["rich"]
     finding = doctor.check_pins(installed.get)
     assert finding.status == "note"
-    assert "polars 0.1 (pinned" in finding.found
+    assert "duckdb 0.1 (pinned" in finding.found
     assert "rich missing (pinned" in finding.found
 
 
