@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from tml.common.reader import ParquetReader
 from tml.ml_logging import get_logger
-from tml.projects.twhin.config import EdgesConfig, TwhinConfig
-from tml.projects.twhin.data.dataset import EDGE_COLUMNS, edge_files
-from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema
+from tml.projects.twhin.config import TwhinConfig
+from tml.projects.twhin.data.dataset import edge_blocks
+from tml.projects.twhin.data.edges import EdgeSchema
 from tml.projects.twhin.tables import table_layout, vocab_hashes
 
 logger = get_logger(__name__)
 
-_READ_ROWS = 1_000_000
 _BYTES = {"fp32": 4, "fp16": 2}
 
 
@@ -25,7 +23,7 @@ def check_run(config: TwhinConfig, schema: EdgeSchema, device_type: str, num_ran
     sections = {"train": config.train_data, "validation": config.validation_data, "test": config.test_data}
     for name, section in sections.items():
         if section is not None:
-            found[f"edges.{name}"] = _check_edges(section, schema)
+            found[f"edges.{name}"] = sum(len(edges) for edges in edge_blocks(section, schema))
             logger.info("%s: %d edges, all ids in range", name, found[f"edges.{name}"])
     if vocab_hashes(config):
         logger.info("vocabularies fit their tables")
@@ -33,23 +31,6 @@ def check_run(config: TwhinConfig, schema: EdgeSchema, device_type: str, num_ran
     logger.info("tables and their optimizer state need %.1f MiB on each of %d ranks",
                 found["table_bytes_per_rank"] / 2**20, num_ranks)  # fmt: skip
     return found
-
-
-def _check_edges(section: EdgesConfig, schema: EdgeSchema) -> int:
-    reader = ParquetReader(
-        edge_files(section.data_root),
-        EDGE_COLUMNS,
-        global_batch_size=_READ_ROWS,
-        shuffle=False,
-        offset=section.offset,
-        limit=section.limit,
-    )
-    for rows in reader:
-        schema.check(
-            EdgeArrays(**rows.columns),
-            lambda index, rows=rows: "{}, row {}".format(*reader.locate(0, rows.first_row + index)),
-        )
-    return reader.num_rows
 
 
 def _table_bytes(config: TwhinConfig, device_type: str) -> float:

@@ -6,15 +6,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from tml.common.reader import ParquetReader
 from tml.projects.twhin.config import EdgesConfig, TwhinConfig
-from tml.projects.twhin.data.dataset import EDGE_COLUMNS, edge_files, read_edges
-from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema, Ints
-from tml.projects.twhin.evaluation import LinkPredictionEvaluator, RankingOptions, concatenate, take
+from tml.projects.twhin.data.dataset import edge_blocks, read_edges
+from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema, Ints, concatenate, take
+from tml.projects.twhin.evaluation import LinkPredictionEvaluator, RankingOptions
 from tml.projects.twhin.evaluation.known_edges import query_keys
 from tml.projects.twhin.models.live_tables import embedding_source, head_of
-
-_READ_ROWS = 1_000_000
 
 
 class LinkPrediction:
@@ -56,21 +53,10 @@ def known_edges(section: EdgesConfig, asked: EdgeArrays) -> EdgeArrays:
     A graph of any size is read in blocks; what is kept grows with the number of queries, not with the graph.
     """
     queries = {side: np.unique(query_keys(asked, side)) for side in ("lhs", "rhs")}
-    reader = ParquetReader(
-        edge_files(section.data_root),
-        EDGE_COLUMNS,
-        global_batch_size=_READ_ROWS,
-        shuffle=False,
-        offset=section.offset,
-        limit=section.limit,
-    )
     kept = []
-    for rows in reader:
-        edges = EdgeArrays(**rows.columns)
-        answers = _contains(queries["lhs"], query_keys(edges, "lhs")) | _contains(
-            queries["rhs"], query_keys(edges, "rhs")
-        )
-        kept.append(take(edges, np.flatnonzero(answers)))
+    for edges in edge_blocks(section):
+        is_answer = np.logical_or(*(_contains(keys, query_keys(edges, side)) for side, keys in queries.items()))
+        kept.append(take(edges, np.flatnonzero(is_answer)))
     return concatenate(*kept)
 
 

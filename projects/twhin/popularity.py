@@ -5,11 +5,10 @@ from __future__ import annotations
 from tml.common.errors import ConfigError
 from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.data.dataset import read_edges
-from tml.projects.twhin.data.edges import EdgeSchema
+from tml.projects.twhin.data.edges import EdgeSchema, concatenate
 from tml.projects.twhin.evaluation import (
     LinkPredictionEvaluator,
     RankingOptions,
-    concatenate,
     popularity_baseline,
     random_baseline,
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import pyarrow as pa
 
 from tml.common.batch import Cursor
@@ -14,7 +13,7 @@ from tml.common.modules.table_layout import TableLayout
 from tml.common.reader import ParquetReader, RowBatch
 from tml.projects.twhin.config import EdgesConfig, TrainDataConfig
 from tml.projects.twhin.data.chunks import ChunkAssembler, ChunkedEdges, ChunkShape
-from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema
+from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema, concatenate
 
 EDGE_COLUMNS = {"lhs": pa.int64(), "rel": pa.int64(), "rhs": pa.int64()}
 
@@ -119,8 +118,8 @@ def edge_files(data_root: str) -> list[str]:
     return glob_files(pattern or f"{data_root.rstrip('/')}/*.parquet")
 
 
-def read_edges(config: EdgesConfig, schema: EdgeSchema) -> EdgeArrays:
-    """All edges of a section, in file order, checked.
+def edge_blocks(config: EdgesConfig, schema: EdgeSchema | None = None) -> Iterator[EdgeArrays]:
+    """The edges of a section in file order, a million at a time, checked against a schema if one is given.
 
     Raises:
         DataError: no such files, wrong columns, no edges, or an edge out of range (naming file and row).
@@ -133,12 +132,16 @@ def read_edges(config: EdgesConfig, schema: EdgeSchema) -> EdgeArrays:
         offset=config.offset,
         limit=config.limit,
     )
-    parts = []
     for rows in reader:
         edges = EdgeArrays(**rows.columns)
-        schema.check(edges, lambda index, rows=rows: "{}, row {}".format(*reader.locate(0, rows.first_row + index)))
-        parts.append(edges)
-    return EdgeArrays(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("lhs", "rel", "rhs")))
+        if schema is not None:
+            schema.check(edges, lambda index, rows=rows: "{}, row {}".format(*reader.locate(0, rows.first_row + index)))
+        yield edges
+
+
+def read_edges(config: EdgesConfig, schema: EdgeSchema) -> EdgeArrays:
+    """All edges of a section in one piece; errors as `edge_blocks`."""
+    return concatenate(*edge_blocks(config, schema))
 
 
 def _num_blocks(config: TrainDataConfig, batch_size: int, num_ranks: int) -> int:

@@ -46,6 +46,16 @@ class EdgeArrays:
         return len(self.lhs)
 
 
+def take(edges: EdgeArrays, index: Ints | slice) -> EdgeArrays:
+    """The edges at `index`."""
+    return EdgeArrays(edges.lhs[index], edges.rel[index], edges.rhs[index])
+
+
+def concatenate(*parts: EdgeArrays) -> EdgeArrays:
+    """All parts, one after the other."""
+    return EdgeArrays(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("lhs", "rel", "rhs")))
+
+
 class EdgeSchema:
     """What an edge may hold: the relations, and the number of rows of the tables at their ends.
 

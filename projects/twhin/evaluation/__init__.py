@@ -2,7 +2,7 @@
 
 from tml.projects.twhin.evaluation.baselines import PopularityScorer, popularity_baseline, random_baseline
 from tml.projects.twhin.evaluation.evaluator import LinkPredictionEvaluator, RankingOptions
-from tml.projects.twhin.evaluation.known_edges import KnownEdges, concatenate, take
+from tml.projects.twhin.evaluation.known_edges import KnownEdges
 from tml.projects.twhin.evaluation.sources import DictSource, EmbeddingSource, IdSource, Scorer
 
 __all__ = [
@@ -14,8 +14,6 @@ __all__ = [
     "PopularityScorer",
     "RankingOptions",
     "Scorer",
-    "concatenate",
     "popularity_baseline",
     "random_baseline",
-    "take",
 ]

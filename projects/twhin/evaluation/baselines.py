@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tml.common.errors import ConfigError
-from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema
+from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema, take
 from tml.projects.twhin.evaluation.evaluator import LinkPredictionEvaluator
-from tml.projects.twhin.evaluation.known_edges import KnownEdges, query_keys, take
+from tml.projects.twhin.evaluation.known_edges import KnownEdges, query_keys
 from tml.projects.twhin.evaluation.ranking import Filters
 from tml.projects.twhin.evaluation.sources import IdSource
 from tml.projects.twhin.evaluation.summary import SIDES, recall

@@ -21,8 +21,8 @@ from torch import Tensor
 from tml.common import device
 from tml.common.errors import DataError, NonFiniteError
 from tml.ml_logging import Progress
-from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema
-from tml.projects.twhin.evaluation.known_edges import KnownEdges, take
+from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema, take
+from tml.projects.twhin.evaluation.known_edges import KnownEdges
 from tml.projects.twhin.evaluation.ranking import Field, Filters, Pool, ScoreBlock, rank_block
 from tml.projects.twhin.evaluation.sources import EmbeddingSource, Scorer
 from tml.projects.twhin.evaluation.summary import SIDES, summarize

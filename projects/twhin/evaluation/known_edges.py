@@ -81,17 +81,3 @@ def query_keys(edges: EdgeArrays, side: Side) -> Ints:
             worst = values.min() if values.min() < 0 else values.max()
             raise DataError(f"{name} of an edge out of range", value=int(worst), limit=f"0 <= {name} < 2**{bits}")
     return (edges.rel << _ID_BITS) | ids
-
-
-def take(edges: EdgeArrays, index: Ints | slice) -> EdgeArrays:
-    """The edges at `index`."""
-    return EdgeArrays(edges.lhs[index], edges.rel[index], edges.rhs[index])
-
-
-def concatenate(*parts: EdgeArrays) -> EdgeArrays:
-    """All parts, one after the other."""
-    return EdgeArrays(
-        np.concatenate([part.lhs for part in parts]),
-        np.concatenate([part.rel for part in parts]),
-        np.concatenate([part.rhs for part in parts]),
-    )

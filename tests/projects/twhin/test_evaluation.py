@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.distributed import RankFailure, run_ranks
 from tml.common.errors import ConfigError, DataError, NonFiniteError
-from tml.projects.twhin.data.edges import EdgeArrays
+from tml.projects.twhin.data.edges import EdgeArrays, concatenate, take
 from tml.projects.twhin.evaluation import (
     DictSource,
     IdSource,
@@ -22,10 +22,8 @@ from tml.projects.twhin.evaluation import (
     LinkPredictionEvaluator,
     PopularityScorer,
     RankingOptions,
-    concatenate,
     popularity_baseline,
     random_baseline,
-    take,
 )
 from tml.projects.twhin.evaluation.summary import exact_auc
 from tml.projects.twhin.models.relations import RelationScorer, RelationSpec
