@@ -21,7 +21,7 @@ heading "sample graph"
 if [ -f "$edges" ]; then
   echo "$edges is there"
 else
-  tml sample-graph --out "$(dirname "$edges")" --edges 200000
+  tml sample-graph --out "$(dirname "$edges")" --edges 200000 --communities 256
 fi
 if [ -f "$graph/config.yaml" ]; then
   echo "$graph is there"

@@ -1,0 +1,1 @@
+"""Training data of TwHIN: converting, vocabularies, edges, chunks with their negatives."""
