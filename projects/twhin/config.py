@@ -3,7 +3,7 @@ it."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -53,16 +53,41 @@ class EmbeddingsConfig(BaseConfig):
         return self
 
 
+OperatorName = Literal["identity", "translation", "diagonal", "complex_diagonal"]
+
+
 class RelationConfig(BaseConfig):
     """One kind of edge."""
 
     name: Name = Field(description="Name of the relation. The order of relations gives the index in the rel column.")
     lhs: Name = Field(description="Table of the left-hand side.")
     rhs: Name = Field(description="Table of the right-hand side.")
-    operator: Literal["identity", "translation", "diagonal", "complex_diagonal"] = Field(
+    operator: OperatorName = Field(
         default="translation", description="How the left-hand side is moved before the comparison."
     )
     weight: float = Field(default=1.0, gt=0, le=1e6, description="Weight of this relation's edges in the loss.")
+
+
+class RelationsFileConfig(BaseConfig):
+    """Relations of a knowledge graph, too many to write down: all with one operator."""
+
+    file: str = Field(min_length=1, description="The relations.parquet that `tml convert` writes.")
+    operator: OperatorName = Field(default="translation", description="Operator of every relation.")
+
+    def read(self) -> list[dict[str, str]]:
+        """One section per relation, in order of their index.
+
+        Raises:
+            ValueError: there is no such file, or it is not a file of relations.
+        """
+        # pyarrow is imported late: reading a config that lists its relations stays quick.
+        import pyarrow.parquet as pq
+
+        try:
+            rows = pq.read_table(self.file, columns=["id", "index", "lhs", "rhs"]).sort_by("index").to_pylist()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"relations cannot be read from {self.file}: {error}; run `tml convert` first") from error
+        return [{"name": r["id"], "lhs": r["lhs"], "rhs": r["rhs"], "operator": self.operator} for r in rows]
 
 
 class RegularizationConfig(BaseConfig):
@@ -76,7 +101,9 @@ class ModelConfig(BaseConfig):
     """What is learnt."""
 
     embeddings: EmbeddingsConfig = Field(description="The tables.")
-    relations: list[RelationConfig] = Field(min_length=1, description="The kinds of edges, in order of their index.")
+    relations: list[RelationConfig] = Field(
+        min_length=1, description="The kinds of edges, in order of their index; or {file, operator} to read them."
+    )
     comparator: Literal["dot", "cosine", "l2"] = Field(
         default="dot", description="How a moved left-hand side is compared with a right-hand side."
     )
@@ -91,6 +118,13 @@ class ModelConfig(BaseConfig):
     regularization: RegularizationConfig | None = Field(default=None, description="None by default.")
     translation_optimizer: OptimizerConfig = Field(description="Optimizer of the relations' parameters.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _relations_of_file(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("relations"), dict):
+            return {**data, "relations": RelationsFileConfig.model_validate(data["relations"]).read()}
+        return data
+
     @model_validator(mode="after")
     def _relations_fit(self) -> Self:
         tables = [table.name for table in self.embeddings.tables]
@@ -99,8 +133,7 @@ class ModelConfig(BaseConfig):
                 if getattr(relation, side) not in tables:
                     raise ValueError(
                         f"relation {relation.name!r} (relations.{index}) has an unknown {side} table "
-                        "{getattr(relation, side)!r}; "
-                        f"the tables are {', '.join(tables)}"
+                        f"{getattr(relation, side)!r}; the tables are {', '.join(tables)}"
                     )
         names = [relation.name for relation in self.relations]
         if len(set(names)) < len(names):
