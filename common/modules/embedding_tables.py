@@ -124,7 +124,8 @@ class ShardedTables(nn.Module):
         rows = self.bags(nodes).values()
         if len(self.layout.groups) == 1:
             return rows
-        return rows.view(len(rows), len(self.layout.groups), -1).sum(1)
+        # No len(rows): torchrec's pipeline traces this with a stand-in for the tensor.
+        return rows.unflatten(1, (len(self.layout.groups), self.layout.groups[0].embedding_dim)).sum(1)
 
 
 @torch.no_grad()

@@ -47,6 +47,11 @@ def dots_loss(
     margin: float,
 ) -> Tensor:
     """`scores_loss` with the negative scores `queries [S, C, D] . candidates [S, N, D] + bias [S, C]`."""
+    if torch.is_autocast_enabled(queries.device.type):
+        # The written-out products below keep the type of their operands; autocast knows how to mix two of them.
+        negative = torch.bmm(queries, candidates.transpose(1, 2)).float()
+        negative = negative if bias is None else negative + bias.unsqueeze(-1)
+        return scores_loss(positive, negative, masked, weight, loss, margin)
     total: Tensor = _DotsLoss.apply(  # type: ignore[no-untyped-call]
         queries, candidates, bias, positive, masked, weight, loss, margin
     )

@@ -1,7 +1,7 @@
-"""A planted graph and a run on it that take seconds: communities of users and tweets, three relations between them.
+"""A planted graph and a run on it that take seconds: communities of users and tweets, four relations between them.
 
-    graph = write_graph(tmp_path / "graph")
-    code = run(tiny_settings(graph, tmp_path / "run"), training={"num_epochs": 2})
+graph = write_graph(tmp_path / "graph")
+code = run(tiny_settings(graph, tmp_path / "run"), training={"num_epochs": 2})
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ RELATIONS = {
     "follow": ("user", "user", "translation", 0),
     "fav": ("user", "tweet", "translation", 0),
     "reply": ("user", "tweet", "complex_diagonal", 3),
+    "retweet": ("user", "tweet", "identity", 0),
 }
 NUM_USERS, NUM_TWEETS = NUM_COMMUNITIES * COMMUNITY, NUM_COMMUNITIES * COMMUNITY + 7
 
@@ -53,15 +54,18 @@ class TinyGraph:
             object.__setattr__(self, split, str(self.root / split))
 
 
-def write_graph(root: Path, density: float = 0.5, seed: int = 0) -> TinyGraph:
-    """Edges between the communities that a relation joins, each pair with probability `density`."""
+def write_graph(root: Path, *, shifted: bool = True, density: float = 0.38, seed: int = 0) -> TinyGraph:
+    """Edges between the communities that a relation joins, each pair with probability `density`.
+
+    Without `shifted` all relations join each community with its namesake.
+    """
     generator = np.random.default_rng(seed)
     parts = []
     for relation, (_, _, _, shift) in enumerate(RELATIONS.values()):
         for community in range(NUM_COMMUNITIES):
             hit = np.argwhere(generator.random((COMMUNITY, COMMUNITY)) < density)
             lhs = community * COMMUNITY + hit[:, 0]
-            rhs = (community + shift) % NUM_COMMUNITIES * COMMUNITY + hit[:, 1]
+            rhs = (community + shift * shifted) % NUM_COMMUNITIES * COMMUNITY + hit[:, 1]
             parts.append(np.stack([lhs, np.full(len(hit), relation), rhs], axis=1))
     edges = generator.permutation(np.concatenate(parts))
     held_out, train = edges[:300], edges[300:]
