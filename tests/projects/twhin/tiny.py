@@ -6,6 +6,7 @@ code = run(tiny_settings(graph, tmp_path / "run"), training={"num_epochs": 2})
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -118,7 +119,7 @@ def tiny_settings(graph: TinyGraph, save_dir: Path | str, **sections: Mapping[st
 
 def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> Settings:
     """`settings` with `changes` laid over them, mapping by mapping; None takes the place of what was there."""
-    result = dict(settings)
+    result = copy.deepcopy(dict(settings))
     for name, value in changes.items():
         old = result.get(name)
         result[name] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
