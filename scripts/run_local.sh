@@ -30,7 +30,8 @@ else
 fi
 
 heading "training and evaluation"
-torchrun --standalone projects/twhin/run.py --config "$config" "$@"
+# The address is named because torchrun would otherwise look up this machine's own name, and hang where nobody knows it.
+torchrun --standalone --local_addr 127.0.0.1 projects/twhin/run.py --config "$config" "$@"
 
 heading "export"
 if [ -f "$model/model.json" ] && [ -z "$(find "$save_dir" -path "$model" -prune -o -name COMMIT.json -newer "$model/model.json" -print)" ]; then

@@ -8,5 +8,5 @@ cd -- "$(dirname -- "$0")/../../.."
 
 num_gpus=$({ nvidia-smi -L 2>/dev/null || true; } | grep -c GPU || true)
 num_ranks=${NUM_RANKS:-$((num_gpus > 0 ? num_gpus : 1))}
-exec torchrun --standalone --nnodes 1 --nproc_per_node "$num_ranks" \
+exec torchrun --standalone --local_addr 127.0.0.1 --nnodes 1 --nproc_per_node "$num_ranks" \
   projects/twhin/run.py --config "${CONFIG:-projects/twhin/configs/local.yaml}" "$@"
