@@ -2,8 +2,8 @@
 
 Letters: `S` chunks, `C` edges in a chunk, `N` candidates, `P` masked places.
 
-An edge (l, r, t) asks the query (l, r); every t' with (l, r, t') in the chunk is a positive of it. Few of the `S * C * N`
-scores are concerned, so masks are lists of places, found while the batch is made, not tensors of booleans.
+An edge (l, r, t) asks the query (l, r); every t' with (l, r, t') in the chunk is a positive of it. Few of the scores
+are concerned, so masks are lists of places in `[S, C, N]`, found while the batch is made, not tensors of booleans.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
-"""From scores to the loss of a batch in one step: masks, loss and gradients together.
+"""From scores to the loss of some chunks in one step: masks, loss and gradients together.
 
 Letters: `S` chunks, `C` edges, `N` candidates, `D` embedding dim.
 
-`scores_loss` starts from a matrix of scores; `dots_loss` also makes the scores, as dot products, a few chunks at a
-time, so that they stay in the processor's cache and are never kept for the backward.
+`scores_loss` starts from a matrix of scores; `dots_loss` also makes the scores, as dot products, and keeps gradients by
+their operands instead of the scores themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,9 +15,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tml.projects.twhin.models.losses import LOSSES, MASKED_SCORE
-
-# Scores of one block: half a megabyte of float32 leaves room in a core's L2 cache for their operands.
-_BLOCK_SCORES = 1 << 17
 
 
 def scores_loss(positive: Tensor, negative: Tensor, masked: Tensor, weight: Tensor, loss: str, margin: float) -> Tensor:
@@ -73,7 +69,7 @@ class _ScoresLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         by_positive, by_negative = ctx.saved_tensors
-        return by_positive * grad, by_negative * grad, None, None, None, None
+        return *scaled(grad, by_positive, by_negative), None, None, None, None
 
 
 class _DotsLoss(torch.autograd.Function):
@@ -89,20 +85,14 @@ class _DotsLoss(torch.autograd.Function):
         loss: str,
         margin: float,
     ) -> Tensor:
-        by_queries, by_candidates = torch.empty_like(queries), torch.empty_like(candidates)
-        by_positive, total = torch.empty_like(positive), positive.new_zeros(())
-        by_bias = None if bias is None else torch.empty_like(bias)
-        for block, places in _blocks(queries, candidates, masked):
-            negative = torch.bmm(queries[block], candidates[block].transpose(1, 2))
-            if bias is not None:
-                negative += bias[block].unsqueeze(-1)
-            negative.view(-1).index_fill_(0, places, MASKED_SCORE)
-            part, by_positive[block], by_negative = _weighted(positive[block], negative, weight[block], loss, margin)
-            total += part
-            torch.bmm(by_negative, candidates[block], out=by_queries[block])
-            torch.bmm(by_negative.transpose(1, 2), queries[block], out=by_candidates[block])
-            if by_bias is not None:
-                torch.sum(by_negative, dim=-1, out=by_bias[block])
+        negative = torch.bmm(queries, candidates.transpose(1, 2))
+        if bias is not None:
+            negative += bias.unsqueeze(-1)
+        negative.view(-1).index_fill_(0, masked, MASKED_SCORE)
+        total, by_positive, by_negative = _weighted(positive, negative, weight, loss, margin)
+        by_queries = torch.bmm(by_negative, candidates)
+        by_candidates = torch.bmm(by_negative.transpose(1, 2), queries)
+        by_bias = None if bias is None else by_negative.sum(-1)
         ctx.has_bias = bias is not None
         ctx.save_for_backward(by_queries, by_candidates, by_positive, *([] if by_bias is None else [by_bias]))
         return total
@@ -110,23 +100,17 @@ class _DotsLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        by_queries, by_candidates, by_positive, *rest = ctx.saved_tensors
-        by_bias = rest[0] * grad if ctx.has_bias else None
-        return by_queries * grad, by_candidates * grad, by_bias, by_positive * grad, None, None, None, None
+        by_queries, by_candidates, by_positive, *rest = scaled(grad, *ctx.saved_tensors)
+        by_bias = rest[0] if ctx.has_bias else None
+        return by_queries, by_candidates, by_bias, by_positive, None, None, None, None
 
 
-def _blocks(queries: Tensor, candidates: Tensor, masked: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of chunks, and the masked places of each, counted from its first score."""
-    num_chunks = len(queries)
-    scores_per_chunk = queries.shape[1] * candidates.shape[1]
-    step = max(1, _BLOCK_SCORES // max(scores_per_chunk, 1))
-    if queries.device.type != "cpu" or step >= num_chunks:
-        yield slice(0, num_chunks), masked
-        return
-    starts = range(0, num_chunks, step)
-    bounds = torch.searchsorted(masked, torch.tensor([*starts, num_chunks]) * scores_per_chunk).tolist()
-    for start, low, high in zip(starts, bounds, bounds[1:], strict=False):
-        yield slice(start, start + step), masked[low:high] - start * scores_per_chunk
+def scaled(grad: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Derivatives times the derivative of what follows, a scalar that is one wherever a loss is what is minimised."""
+    # On a CPU it is worth a look; on a GPU looking would wait for the device.
+    if grad.device.type == "cpu" and grad.item() == 1.0:
+        return tensors
+    return tuple(tensor * grad for tensor in tensors)
 
 
 def _weighted(

@@ -18,10 +18,13 @@ from torch.autograd.function import once_differentiable
 
 from tml.projects.twhin.data.chunks import ChunkedEdges, ChunkShape
 from tml.projects.twhin.models import scores
-from tml.projects.twhin.models.chunk_loss import dots_loss, scores_loss
+from tml.projects.twhin.models.chunk_loss import dots_loss, scaled, scores_loss
 from tml.projects.twhin.models.operators import OPERATORS, Operator
 from tml.projects.twhin.models.regularizers import REGULARIZERS
 from tml.projects.twhin.models.relations import RelationScorer
+
+# Rows of a block on a CPU: with their gradient and the scores it should fit a core's share of the cache.
+_BLOCK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -66,19 +69,25 @@ class TwhinHead(nn.Module):
             the detached mean over this rank's edges.
         """
         rows = rows.view(*batch.node_ids.shape, -1)
-        # Data-parallel training waits for a gradient of every parameter, also on a rank whose operators need none.
-        total, positive = 0.0 * self.scorer.weight[0, 0], rows.new_zeros(())
-        weight = batch.weight * (self.settings.num_ranks / batch.num_examples)
-        for operator, chunks in _runs(batch.operators):
-            parts = _SplitRows.apply(rows[chunks], self.settings.shape)  # type: ignore[no-untyped-call]
-            run = _Run(operator, *parts, batch.rel[chunks], weight[chunks], *self._masked(batch, chunks))
-            loss, score = self._run_loss(run)
-            total = total + loss
-            positive = positive + (score.detach() * (run.weight > 0)).sum()
-        num_edges = (batch.weight > 0).sum().clamp_min(1)
-        return total, {"positive_score": positive / num_edges}
+        loss, positive = _BlockwiseLoss.apply(rows, self.scorer.weight, self, batch)  # type: ignore[no-untyped-call]
+        return loss, {"positive_score": positive}
 
-    def _run_loss(self, run: _Run) -> tuple[Tensor, Tensor]:
+    def blocks(self, rows: Tensor, batch: ChunkedEdges) -> Iterator[tuple[slice, _Run]]:
+        """The chunks of a batch, a few of one operator at a time, without their rows' part of the graph."""
+        # Half for each side.
+        weight = batch.weight * (0.5 * self.settings.num_ranks / batch.num_examples)
+        step = len(batch.rel)
+        if rows.device.type == "cpu":
+            step = max(1, _BLOCK_BYTES // (rows[0].numel() * rows.element_size()))
+        for operator, run in _runs(batch.operators):
+            for start in range(run.start, run.stop, step):
+                chunks = slice(start, min(start + step, run.stop))
+                leaf = rows[chunks].detach().requires_grad_()
+                parts = _SplitRows.apply(leaf, self.settings.shape)  # type: ignore[no-untyped-call]
+                masked = self._masked(batch, chunks)
+                yield chunks, _Run(operator, leaf, *parts, batch.rel[chunks], weight[chunks], *masked)
+
+    def run_loss(self, run: _Run) -> tuple[Tensor, Tensor]:
         """The weighted sum of a run's losses, and the forward scores of its edges `[S, C]`."""
         scorer = self.scorer
         params = scorer.params(run.rel)
@@ -91,7 +100,7 @@ class TwhinHead(nn.Module):
         else:
             inverse = None
             total = total + self._lhs_loss(run, params, score)
-        return 0.5 * total + self._penalty(run, params, inverse), score
+        return total + self._penalty(run, params, inverse), score
 
     def _rhs_loss(
         self, run: _Run, params: Tensor, lhs: Tensor, candidates: Tensor, positive: Tensor, masked: Tensor
@@ -119,27 +128,30 @@ class TwhinHead(nn.Module):
         if self.settings.regularizer is None:
             return 0.0
         penalty = REGULARIZERS[self.settings.regularizer]
-        value = penalty(run.operator, params, run.lhs, run.rhs)
-        if inverse is not None:
-            value = 0.5 * (value + penalty(run.operator, inverse, run.rhs, run.lhs))
+        forward = penalty(run.operator, params, run.lhs, run.rhs)
+        backward = forward if inverse is None else penalty(run.operator, inverse, run.rhs, run.lhs)
+        value = forward + backward
         return self.settings.regularization_weight * (value * run.weight).sum()
 
     def _masked(self, batch: ChunkedEdges, chunks: slice) -> tuple[Tensor, Tensor]:
+        """The masked places of some chunks, counted from the first of them."""
         if chunks == slice(0, len(batch.rel)):
             return batch.lhs_masked, batch.rhs_masked
         scores_per_chunk = self.settings.shape.size * self.settings.shape.num_candidates
-        first, last = chunks.start * scores_per_chunk, chunks.stop * scores_per_chunk
+        ends = torch.tensor([chunks.start, chunks.stop], device=batch.rel.device) * scores_per_chunk
         parts = []
         for masked in (batch.lhs_masked, batch.rhs_masked):
-            parts.append(masked[(masked >= first) & (masked < last)] - first)
+            low, high = torch.searchsorted(masked, ends).tolist()
+            parts.append(masked[low:high] - chunks.start * scores_per_chunk)
         return parts[0], parts[1]
 
 
 @dataclass(frozen=True)
 class _Run:
-    """Consecutive chunks of one operator."""
+    """Consecutive chunks of one operator; `rows` is the leaf that the four parts are cut from."""
 
     operator: Operator
+    rows: Tensor
     lhs: Tensor
     lhs_candidates: Tensor
     rhs: Tensor
@@ -148,6 +160,41 @@ class _Run:
     weight: Tensor
     lhs_masked: Tensor
     rhs_masked: Tensor
+
+
+class _BlockwiseLoss(torch.autograd.Function):
+    """Loss and gradients of a few chunks at a time.
+
+    Every tensor of a block fits the processor's cache, from its rows to their gradient, and none outlives the block;
+    over the whole batch each of them would go through memory several times.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, relations: Tensor, head: TwhinHead, batch: ChunkedEdges
+    ) -> tuple[Tensor, Tensor]:
+        by_rows, by_relations = torch.empty_like(rows), torch.zeros_like(relations)
+        total, positive = rows.new_zeros(()), rows.new_zeros(())
+        with torch.enable_grad():
+            for chunks, run in head.blocks(rows, batch):
+                loss, score = head.run_loss(run)
+                # An operator without parameters has no gradient by them.
+                grads = torch.autograd.grad(loss, (run.rows, relations), allow_unused=True)
+                by_rows[chunks] = grads[0]
+                if grads[1] is not None:
+                    by_relations += grads[1]
+                total += loss.detach()
+                positive += (score.detach() * (run.weight > 0)).sum()
+        ctx.save_for_backward(by_rows, by_relations)
+        positive /= (batch.weight > 0).sum().clamp_min(1)
+        ctx.mark_non_differentiable(positive)
+        return total, positive
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        by_rows, by_relations = ctx.saved_tensors
+        return *scaled(grad, by_rows, by_relations), None, None
 
 
 class _SplitRows(torch.autograd.Function):
