@@ -42,7 +42,7 @@ def main() -> None:
     record: dict[str, Any] = {"circumstances": circumstances(), "overrides": arguments.set, "models": {}}
     rows: list[dict[str, Any]] = []
     for config in _configs(arguments.only):
-        _make_data(load_config(TwhinConfig, config, arguments.set))
+        _make_data(load_config(TwhinConfig, config, arguments.set), again=arguments.convert_again and not rows)
         run = train(config, config.stem, arguments.set)
         metrics = run.metrics()
         minutes = {"training": run.training_seconds / 60, "process": run.process.wall_seconds / 60}
@@ -61,10 +61,11 @@ def _configs(only: str) -> list[Path]:
     return configs
 
 
-def _make_data(config: TwhinConfig) -> None:
+def _make_data(config: TwhinConfig, again: bool) -> None:
     source = real_data("FB15k-237")
     held_out: list[str | Path] = ["--valid", source / "valid.tsv.gz", "--test", source / "test.tsv.gz"]
-    convert([source / "train.tsv.gz", *held_out, "--single-table", "entity", "--no-header"], data_folder(config))
+    meaning = ["--single-table", "entity", "--no-header"]
+    convert([source / "train.tsv.gz", *held_out, *meaning], data_folder(config), again)
 
 
 def _row(model: Any, metrics: dict[str, Any], minutes: dict[str, float]) -> dict[str, Any]:
@@ -79,6 +80,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a setting of every config"
     )
+    parser.add_argument("--convert-again", action="store_true", help="replace the data of an earlier conversion")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     return parser.parse_args()
 

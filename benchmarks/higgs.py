@@ -38,7 +38,8 @@ def main() -> None:
     config = load_config(TwhinConfig, CONFIG, arguments.set)
     file = real_data("higgs-twitter-mention-reply") / "typed_edges.tsv.gz"
     meaning = ["--single-table", "user", "--columns", "0,1,2", "--no-header"]
-    convert([file, *meaning, "--split-fractions", "0.9,0.05,0.05", "--seed", "0"], data_folder(config))
+    split = ["--split-fractions", "0.9,0.05,0.05", "--seed", "0"]
+    convert([file, *meaning, *split], data_folder(config), arguments.convert_again)
     run = train(CONFIG, "higgs", arguments.set)
     metrics = {"TwHIN": run.metrics()} | baselines_of_config(config, "test", arguments.max_edges)
     rows = [{"model": name} | _shown(found) for name, found in metrics.items()]
@@ -62,6 +63,7 @@ def _parse_arguments() -> argparse.Namespace:
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a setting of the config"
     )
     parser.add_argument("--max-edges", type=int, help="rank so many test edges for the baselines (default: all)")
+    parser.add_argument("--convert-again", action="store_true", help="replace the data of an earlier conversion")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     return parser.parse_args()
 

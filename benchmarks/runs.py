@@ -61,9 +61,15 @@ def real_data(name: str) -> Path:
     return folder
 
 
-def convert(arguments: Sequence[str | Path], out: Path) -> None:
-    """`tml convert`, which does nothing if the same conversion is there already."""
-    command = [*_TML, "convert", *map(str, arguments), "--out", str(out)]
+def convert(arguments: Sequence[str | Path], out: Path, again: bool = False) -> None:
+    """`tml convert`, which does nothing if the same conversion is there already.
+
+    Args:
+        arguments: of the command.
+        out: folder to make.
+        again: replace another conversion that lies there, such as one of files in another place; refused otherwise.
+    """
+    command = [*_TML, "convert", *map(str, arguments), "--out", str(out), *(["--overwrite"] if again else [])]
     run_measured(command, out.parent / f"{out.name}.log")
 
 
