@@ -91,7 +91,8 @@ def build_torchrun_command(
                 "several nodes need a rendezvous", where="launch", value=f"{num_nodes} nodes",
                 fix="pass --rdzv_endpoint HOST:PORT, the same on every node, or --num_nodes 1",
             )  # fmt: skip
-        command += ["--standalone"]
+        # The address is said because a machine need not be able to resolve its own name.
+        command += ["--standalone", "--local-addr", "127.0.0.1"]
     else:
         command += ["--nnodes", num_nodes, "--rdzv-backend", "c10d", "--rdzv-endpoint", options.rdzv_endpoint]
     command += ["--nproc-per-node", str(num_ranks), "--max-restarts", str(options.max_restarts)]

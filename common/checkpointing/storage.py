@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.filesystem import FileSystem
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
@@ -147,6 +147,9 @@ class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name in _ALLOWED.get(module, ()):
             return super().find_class(module, name)
+        if (module, name) == ("builtins", "getattr"):
+            # How some builds of Python 3.11 pickle the member of an enum.
+            return _memory_format_member
         if module == "torch":
             found = getattr(torch, name, None)
             if found is torch.Size or isinstance(found, torch.dtype):
@@ -157,6 +160,17 @@ class _MetadataUnpickler(pickle.Unpickler):
             limit="tensor metadata only",
             fix="do not load this checkpoint: it was not written by this program, or was tampered with",
         )
+
+
+def _memory_format_member(owner: Any, name: str) -> Any:
+    if owner is not _MEM_FORMAT_ENCODING:
+        raise CheckpointError(
+            "the checkpoint's table of contents asks for something that has no place there",
+            value=f"{owner!r}.{name}",
+            limit="tensor metadata only",
+            fix="do not load this checkpoint: it was not written by this program, or was tampered with",
+        )
+    return _MEM_FORMAT_ENCODING[name]
 
 
 def load_metadata(folder: Path) -> Metadata:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import pickle
@@ -407,3 +408,18 @@ def test_a_reading_failure_after_verification_falls_back(tmp_path: Path) -> None
 
 def test_every_error_is_of_the_users_tree() -> None:
     assert issubclass(CheckpointError, TmlError)
+
+
+def test_13_an_enum_member_pickled_by_getattr_is_read_and_nothing_else_is() -> None:
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
+
+    from tml.common.checkpointing.storage import _MetadataUnpickler
+
+    def pickled(module: str, owner: str, name: str) -> bytes:
+        return f"cbuiltins\ngetattr\n(c{module}\n{owner}\nV{name}\ntR.".encode()
+
+    good = pickled("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING", "TORCH_CONTIGUOUS_FORMAT")
+    assert _MetadataUnpickler(io.BytesIO(good)).load() is _MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT
+    bad = pickled("torch.distributed.checkpoint.metadata", "TensorProperties", "__init__")
+    with pytest.raises(CheckpointError, match="no place there"):
+        _MetadataUnpickler(io.BytesIO(bad)).load()

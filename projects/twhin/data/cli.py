@@ -17,91 +17,124 @@ _FILTER = "Filters"
 _OUTPUT = "Output"
 
 
+# The options of `tml convert`.
+OutOption = Annotated[Path, typer.Option(help="Folder to make.")]
+InputsOption = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="INPUT...", help="TSV, CSV (.gz too) or parquet files, or folders of them."),
+]
+RelationInputOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        help="RELATION=PATH: a file that holds one relation, without a relation column.",
+        rich_help_panel=_INPUT,
+    ),
+]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="lhs,relation,rhs (or lhs,rhs) by name or position from 0. Default: lhs,rel,rhs or the first.",
+        rich_help_panel=_INPUT,
+    ),
+]
+HeaderOption = Annotated[
+    bool | None, typer.Option("--header/--no-header", help="Default: look.", rich_help_panel=_INPUT)
+]
+DelimiterOption = Annotated[
+    str | None, typer.Option(help="Default: a comma in .csv files, else a tab.", rich_help_panel=_INPUT)
+]
+QuotingOption = Annotated[
+    bool | None, typer.Option("--quoting/--no-quoting", help="Default: in .csv files only.", rich_help_panel=_INPUT)
+]
+IdTypeOption = Annotated[
+    str, typer.Option(help="auto (text gives strings, parquet as it is), string or int.", rich_help_panel=_INPUT)
+]
+OnErrorOption = Annotated[
+    str, typer.Option(help="fail at the first bad row, or skip bad rows and count them.", rich_help_panel=_INPUT)
+]
+RelationOption = Annotated[
+    list[str] | None, typer.Option(help="NAME=LHS_TABLE:RHS_TABLE, repeated.", rich_help_panel=_MEANING)
+]
+TypedIdsOption = Annotated[
+    str | None,
+    typer.Option(help="Separator of ids like user:17, which name their table.", rich_help_panel=_MEANING),
+]
+SingleTableOption = Annotated[
+    str | None, typer.Option(help="All ids belong to this one table (knowledge graphs).", rich_help_panel=_MEANING)
+]
+PresetOption = Annotated[
+    str | None, typer.Option(help="twitter-follow or twitter-fave: the public graphs.", rich_help_panel=_MEANING)
+]
+SplitFractionsOption = Annotated[
+    str | None, typer.Option(help="Shares of train,valid,test. Default: 0.9,0.05,0.05.", rich_help_panel=_SPLIT)
+]
+ValidOption = Annotated[list[str] | None, typer.Option(help="Given validation file.", rich_help_panel=_SPLIT)]
+TestOption = Annotated[list[str] | None, typer.Option(help="Given test file.", rich_help_panel=_SPLIT)]
+TimeColumnOption = Annotated[str | None, typer.Option(help="Split by this column.", rich_help_panel=_SPLIT)]
+ValidFromOption = Annotated[
+    str | None, typer.Option(help="First time of validation, with --time-column.", rich_help_panel=_SPLIT)
+]
+TestFromOption = Annotated[
+    str | None, typer.Option(help="First time of test, with --time-column.", rich_help_panel=_SPLIT)
+]
+SeedOption = Annotated[int, typer.Option(help="Of the split and the shuffle.", rich_help_panel=_SPLIT)]
+VocabFromOption = Annotated[
+    str, typer.Option(help="all, or train: held-out edges with other ids are dropped.", rich_help_panel=_OUTPUT)
+]
+VocabOrderOption = Annotated[
+    str,
+    typer.Option(help="count (descending), or random, which evens out row-wise shards.", rich_help_panel=_OUTPUT),
+]
+MinDegreeOption = Annotated[
+    int, typer.Option(help="Drop nodes with fewer edges, until none is left.", rich_help_panel=_FILTER)
+]
+DropDuplicatesOption = Annotated[
+    bool, typer.Option("--drop-duplicates", help="Keep the first of equal edges.", rich_help_panel=_FILTER)
+]
+DropSelfLoopsOption = Annotated[
+    bool, typer.Option("--drop-self-loops", help="Drop edges from a node to itself.", rich_help_panel=_FILTER)
+]
+RowGroupSizeOption = Annotated[int, typer.Option(help="Rows.", rich_help_panel=_OUTPUT)]
+RowsPerFileOption = Annotated[int, typer.Option(help="Rows.", rich_help_panel=_OUTPUT)]
+CompressionOption = Annotated[str, typer.Option(help="zstd or none.", rich_help_panel=_OUTPUT)]
+MemoryLimitOption = Annotated[
+    str, typer.Option(help="Of the database; beyond it, the disk is used.", rich_help_panel=_OUTPUT)
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier conversion.")]
+
+
 def convert_command(
-    out: Annotated[Path, typer.Option(help="Folder to make.")],
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="INPUT...", help="TSV, CSV (.gz too) or parquet files, or folders of them."),
-    ] = None,
-    relation_input: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--input",
-            help="RELATION=PATH: a file that holds one relation, without a relation column.",
-            rich_help_panel=_INPUT,
-        ),
-    ] = None,
-    columns: Annotated[
-        str | None,
-        typer.Option(
-            help="lhs,relation,rhs (or lhs,rhs) by name or position from 0. Default: lhs,rel,rhs or the first.",
-            rich_help_panel=_INPUT,
-        ),
-    ] = None,
-    header: Annotated[
-        bool | None, typer.Option("--header/--no-header", help="Default: look.", rich_help_panel=_INPUT)
-    ] = None,
-    delimiter: Annotated[
-        str | None, typer.Option(help="Default: a comma in .csv files, else a tab.", rich_help_panel=_INPUT)
-    ] = None,
-    quoting: Annotated[
-        bool | None, typer.Option("--quoting/--no-quoting", help="Default: in .csv files only.", rich_help_panel=_INPUT)
-    ] = None,
-    id_type: Annotated[
-        str, typer.Option(help="auto (text gives strings, parquet as it is), string or int.", rich_help_panel=_INPUT)
-    ] = "auto",
-    on_error: Annotated[
-        str, typer.Option(help="fail at the first bad row, or skip bad rows and count them.", rich_help_panel=_INPUT)
-    ] = "fail",
-    relation: Annotated[
-        list[str] | None, typer.Option(help="NAME=LHS_TABLE:RHS_TABLE, repeated.", rich_help_panel=_MEANING)
-    ] = None,
-    typed_ids: Annotated[
-        str | None,
-        typer.Option(help="Separator of ids like user:17, which name their table.", rich_help_panel=_MEANING),
-    ] = None,
-    single_table: Annotated[
-        str | None, typer.Option(help="All ids belong to this one table (knowledge graphs).", rich_help_panel=_MEANING)
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="twitter-follow or twitter-fave: the public graphs.", rich_help_panel=_MEANING)
-    ] = None,
-    split_fractions: Annotated[
-        str | None, typer.Option(help="Shares of train,valid,test. Default: 0.9,0.05,0.05.", rich_help_panel=_SPLIT)
-    ] = None,
-    valid: Annotated[list[str] | None, typer.Option(help="Given validation file.", rich_help_panel=_SPLIT)] = None,
-    test: Annotated[list[str] | None, typer.Option(help="Given test file.", rich_help_panel=_SPLIT)] = None,
-    time_column: Annotated[str | None, typer.Option(help="Split by this column.", rich_help_panel=_SPLIT)] = None,
-    valid_from: Annotated[
-        str | None, typer.Option(help="First time of validation, with --time-column.", rich_help_panel=_SPLIT)
-    ] = None,
-    test_from: Annotated[
-        str | None, typer.Option(help="First time of test, with --time-column.", rich_help_panel=_SPLIT)
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the split and the shuffle.", rich_help_panel=_SPLIT)] = 0,
-    vocab_from: Annotated[
-        str, typer.Option(help="all, or train: held-out edges with other ids are dropped.", rich_help_panel=_OUTPUT)
-    ] = "all",
-    vocab_order: Annotated[
-        str,
-        typer.Option(help="count (descending), or random, which evens out row-wise shards.", rich_help_panel=_OUTPUT),
-    ] = "count",
-    min_degree: Annotated[
-        int, typer.Option(help="Drop nodes with fewer edges, until none is left.", rich_help_panel=_FILTER)
-    ] = 1,
-    drop_duplicates: Annotated[
-        bool, typer.Option("--drop-duplicates", help="Keep the first of equal edges.", rich_help_panel=_FILTER)
-    ] = False,
-    drop_self_loops: Annotated[
-        bool, typer.Option("--drop-self-loops", help="Drop edges from a node to itself.", rich_help_panel=_FILTER)
-    ] = False,
-    row_group_size: Annotated[int, typer.Option(help="Rows.", rich_help_panel=_OUTPUT)] = 1_000_000,
-    rows_per_file: Annotated[int, typer.Option(help="Rows.", rich_help_panel=_OUTPUT)] = 16_000_000,
-    compression: Annotated[str, typer.Option(help="zstd or none.", rich_help_panel=_OUTPUT)] = "zstd",
-    memory_limit: Annotated[
-        str, typer.Option(help="Of the database; beyond it, the disk is used.", rich_help_panel=_OUTPUT)
-    ] = "4GB",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier conversion.")] = False,
+    out: OutOption,
+    inputs: InputsOption = None,
+    relation_input: RelationInputOption = None,
+    columns: ColumnsOption = None,
+    header: HeaderOption = None,
+    delimiter: DelimiterOption = None,
+    quoting: QuotingOption = None,
+    id_type: IdTypeOption = "auto",
+    on_error: OnErrorOption = "fail",
+    relation: RelationOption = None,
+    typed_ids: TypedIdsOption = None,
+    single_table: SingleTableOption = None,
+    preset: PresetOption = None,
+    split_fractions: SplitFractionsOption = None,
+    valid: ValidOption = None,
+    test: TestOption = None,
+    time_column: TimeColumnOption = None,
+    valid_from: ValidFromOption = None,
+    test_from: TestFromOption = None,
+    seed: SeedOption = 0,
+    vocab_from: VocabFromOption = "all",
+    vocab_order: VocabOrderOption = "count",
+    min_degree: MinDegreeOption = 1,
+    drop_duplicates: DropDuplicatesOption = False,
+    drop_self_loops: DropSelfLoopsOption = False,
+    row_group_size: RowGroupSizeOption = 1_000_000,
+    rows_per_file: RowsPerFileOption = 16_000_000,
+    compression: CompressionOption = "zstd",
+    memory_limit: MemoryLimitOption = "4GB",
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Turn edges with ids of your own into vocabularies, shuffled edges and a starter config.
 
