@@ -110,13 +110,25 @@ class ModelConfig(BaseConfig):
     loss: Literal["softmax", "logistic", "ranking"] = Field(
         default="softmax", description="Loss of an edge against its negatives."
     )
-    margin: float = Field(default=0.1, gt=0, le=1e3, description="Margin of the ranking loss; other losses have none.")
+    margin: float | None = Field(
+        default=None,
+        ge=0,
+        le=1e3,
+        description="How far a negative should score below its edge: ranking 0.1 if null; softmax 0 if null, log(n / N) "
+        "with N of n candidates drawn makes it the softmax over all; logistic has none.",
+    )
     reciprocal_relations: bool = Field(
         default=False,
         description="Give every relation a second set of parameters that scores left-hand sides.",
     )
     regularization: RegularizationConfig | None = Field(default=None, description="None by default.")
     translation_optimizer: OptimizerConfig = Field(description="Optimizer of the relations' parameters.")
+
+    @property
+    def margin_in_effect(self) -> float:
+        """The margin, or the loss's default."""
+        default = 0.1 if self.loss == "ranking" else 0.0
+        return default if self.margin is None else self.margin
 
     @model_validator(mode="before")
     @classmethod
@@ -138,6 +150,8 @@ class ModelConfig(BaseConfig):
         names = [relation.name for relation in self.relations]
         if len(set(names)) < len(names):
             raise ValueError(f"two relations have the name {max(names, key=names.count)!r}")
+        if self.loss == "logistic" and self.margin is not None:
+            raise ValueError("the logistic loss has no margin: leave margin out")
         odd = self.embeddings.tables[0].embedding_dim % 2
         if odd and any(relation.operator == "complex_diagonal" for relation in self.relations):
             raise ValueError("complex_diagonal reads an embedding as complex numbers: embedding_dim must be even")

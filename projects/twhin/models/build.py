@@ -55,7 +55,7 @@ def build_model(
     settings = HeadSettings(
         shape=ChunkShape(data.edges_per_chunk, data.in_batch_negatives, data.global_negatives),
         loss=config.loss,
-        margin=config.margin,
+        margin=config.margin_in_effect,
         regularizer=regularization.kind if regularization else None,
         regularization_weight=regularization.weight if regularization else 0.0,
         num_ranks=world_size(),

@@ -26,7 +26,12 @@ EdgeLoss = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
 
 
 def softmax_loss(positive: Tensor, negative: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross entropy of the positive among itself and its negatives: `log(sum exp) - positive`. `margin` is not used."""
+    """Cross entropy of the positive, less `margin`, among itself and its negatives: `log(sum exp) - positive`.
+
+    With `n` candidates of which `N` were drawn uniformly, `margin = log(n / N)` gives each of them the weight of those
+    it stands for: the loss then estimates the one over all candidates (sampled softmax, arXiv 1412.2007).
+    """
+    positive = positive - margin
     top = positive if negative.shape[-1] == 0 else torch.maximum(negative.amax(-1), positive)
     share = negative.sub_(top.unsqueeze(-1)).exp_()
     own = (positive - top).exp_()

@@ -22,7 +22,10 @@ def loss_of(name: str, positive: Tensor, negative: Tensor, margin: float) -> Ten
 
 def test_softmax_by_hand() -> None:
     expected = math.log(math.exp(1.0) + math.exp(0.5) + math.exp(-0.2)) - 1.0
-    assert loss_of("softmax", POSITIVE, NEGATIVE, 0.1).item() == pytest.approx(expected, rel=1e-6)
+    assert loss_of("softmax", POSITIVE, NEGATIVE, 0.0).item() == pytest.approx(expected, rel=1e-6)
+    # A margin of log 3 counts every negative three times.
+    expected = math.log(math.exp(1.0) + 3 * (math.exp(0.5) + math.exp(-0.2))) - 1.0
+    assert loss_of("softmax", POSITIVE, NEGATIVE, math.log(3)).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_logistic_by_hand_labels_negatives_zero() -> None:
@@ -57,7 +60,7 @@ def _reference(name: str, positive: Tensor, negative: Tensor, masked: Tensor, we
         for c in range(positive.shape[1]):
             p, n = positive[s, c], negative[s, c][valid[s, c]]
             if name == "softmax":
-                loss = torch.logsumexp(torch.cat([p.view(1), n]), 0) - p
+                loss = torch.logsumexp(torch.cat([p.view(1), n + margin]), 0) - p
             elif name == "logistic":
                 loss = -torch.nn.functional.logsigmoid(p)
                 loss = loss - (torch.nn.functional.logsigmoid(-n).mean() if len(n) else 0)
