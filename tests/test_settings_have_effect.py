@@ -115,7 +115,8 @@ def test_a_run_reads_every_field(graph, tmp_path):
         graph,
         tmp_path / "run",
         training={
-            "evaluate_every_n": 4, "early_stopping": {"metric": "filtered.mrr"}, "profile_steps": {"start": 1, "count": 1},
+            "evaluate_every_n": 4, "early_stopping": {"metric": "filtered.mrr"},
+            "profile_steps": {"start": 1, "count": 1},
             "eval_timeout_in_s": 5.0, "eval_poll_every_s": 0.01,
         },
         model={"regularization": {"kind": "l2", "weight": 1e-4}, "loss": "ranking"},

@@ -16,6 +16,7 @@ between them.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import torch
@@ -133,18 +134,24 @@ def init_rows(group: TableGroup, rows: Tensor, seed: int, first_row: int = 0) ->
     """Fill rows `[first_row, first_row + len(rows))` of a group's initial table, the same values for any sharding."""
     generator = torch.Generator()
     start = 0
-    for number, table in enumerate(group.tables):
+    for table in group.tables:
         stop = start + table.num_embeddings
         low, high = max(start, first_row), min(stop, first_row + len(rows))
         blocks = range((low - start) // _INIT_BLOCK_ROWS, -(-(high - start) // _INIT_BLOCK_ROWS))
+        first_seed = _first_seed(seed, table.name)
         for block in blocks if low < high else ():
             block_start = start + block * _INIT_BLOCK_ROWS
             block_stop = min(block_start + _INIT_BLOCK_ROWS, stop)
-            generator.manual_seed((seed * 1_000_003 + number) * 1_000_003 + block)
+            generator.manual_seed(first_seed + block)
             values = torch.randn(block_stop - block_start, group.embedding_dim, generator=generator) * table.init_scale
             from_row, to_row = max(low, block_start), min(high, block_stop)
             rows[from_row - first_row : to_row - first_row] = values[from_row - block_start : to_row - block_start]
         start = stop
+
+
+def _first_seed(seed: int, table: str) -> int:
+    # By name, so that tables differ however they are grouped. The generator uses 32 bits.
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{table}".encode(), digest_size=4).digest())
 
 
 def keyed_ids(layout: TableLayout, physical_ids: Tensor, group_of_id: Tensor | None = None) -> KeyedJaggedTensor:

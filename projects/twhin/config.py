@@ -93,7 +93,7 @@ class RelationsFileConfig(BaseConfig):
 class RegularizationConfig(BaseConfig):
     """A penalty on the rows and relation parameters that an edge touches."""
 
-    kind: Literal["n3", "l2"] = Field(description="n3: cubed moduli (for complex_diagonal, diagonal). l2: squares.")
+    kind: Literal["n3", "l2"] = Field(description="n3: cubed moduli. l2: squares.")
     weight: float = Field(gt=0, le=1e3, description="Factor of the penalty, which is averaged over edges.")
 
 
@@ -114,8 +114,8 @@ class ModelConfig(BaseConfig):
         default=None,
         ge=0,
         le=1e3,
-        description="How far a negative should score below its edge: ranking 0.1 if null; softmax 0 if null, log(n / N) "
-        "with N of n candidates drawn makes it the softmax over all; logistic has none.",
+        description="How far a negative should score below its edge; null is 0.1 for ranking, 0 for softmax. With N of n "
+        "candidates drawn, log(n / N) makes softmax estimate the one over all. logistic has none.",
     )
     reciprocal_relations: bool = Field(
         default=False,

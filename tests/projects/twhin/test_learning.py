@@ -248,7 +248,8 @@ def test_b01_positives_rise_above_negatives_and_every_relation_gets_a_gradient(g
     batches.close()
     positive, negative = _mean_scores(run_.model)
     assert abs(before[0] - before[1]) < 0.01
-    assert positive > negative + 1 and positive > before[0]
+    assert positive > negative + 1
+    assert positive > before[0]
     with_params = torch.tensor([operator != "identity" for _, _, operator, _ in RELATIONS.values()]).repeat(2)
     assert (gradients.sum(1)[with_params] > 0).all(), "a relation, or an inverse, without a gradient"
     assert ((scorer.weight.detach() - start).norm(dim=1)[with_params] > 0.05).all()
@@ -411,7 +412,8 @@ def test_only_evaluate_follows_the_folder_of_another_job(graph, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
     found = {line["step"]: line["filtered.mrr"] for line in lines}
     assert len(found) == len(lines)
-    assert set(found) <= {18, 36, 54} and 54 in found
+    assert set(found) <= {18, 36, 54}
+    assert 54 in found
     assert found[54] == pytest.approx(evaluations(tmp_path / "run")[54]["filtered.mrr"], abs=1e-12)
 
 
@@ -441,4 +443,5 @@ def test_tables_of_one_row_and_unused_rows_do_no_harm(graph, tmp_path):
     settings["model"]["relations"].append({"name": "visits", "lhs": "user", "rhs": "lonely"})
     assert run(settings) == 0
     weight = final_tensors(tmp_path / "run")["tables.user+tweet+lonely.weight"]
-    assert weight.shape == (NUM_USERS + NUM_TWEETS + 1, 16) and weight.isfinite().all()
+    assert weight.shape == (NUM_USERS + NUM_TWEETS + 1, 16)
+    assert weight.isfinite().all()
