@@ -114,8 +114,8 @@ class ModelConfig(BaseConfig):
         default=None,
         ge=0,
         le=1e3,
-        description="How far a negative should score below its edge; null is 0.1 for ranking, 0 for softmax. With N of n "
-        "candidates drawn, log(n / N) makes softmax estimate the one over all. logistic has none.",
+        description="How far a negative should score below its edge; null is 0.1 for ranking, 0 for softmax. With N "
+        "of n candidates drawn, log(n / N) makes softmax estimate the one over all. logistic has none.",
     )
     reciprocal_relations: bool = Field(
         default=False,

@@ -69,7 +69,8 @@ def test_no_ranks_at_all_are_refused(options):
 def test_command_for_one_node():
     command = build_torchrun_command("run.py", ["--config", "a b.yaml"], MACHINES, 3, LaunchOptions(max_restarts=2))
     assert command == [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "3", "--max-restarts", "2",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
+        "--nproc-per-node", "3", "--max-restarts", "2",
         "run.py", "--config", "a b.yaml",
     ]  # fmt: skip
 
