@@ -225,7 +225,9 @@ def test_09_a_changed_config_is_refused_with_every_difference(small, fault, tmp_
     assert max(losses(tmp_path / "run")) == 8
 
 
-_NOT_YET = pytest.mark.xfail(strict=True, reason="a resume asks the training and runtime sections alone what may change")
+_NOT_YET = pytest.mark.xfail(
+    strict=True, reason="a resume asks the training and runtime sections alone what may change"
+)
 
 
 @pytest.mark.parametrize(

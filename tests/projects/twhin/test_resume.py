@@ -121,7 +121,7 @@ def test_fault_8_a_run_killed_again_and_again_equals_the_uninterrupted_one_to_th
     assert not list((tmp_path / "torn").glob("*.tmp"))
 
 
-@pytest.mark.parametrize("stage", ["before_commit", "before_rename", "before_purge", "purge"])
+@pytest.mark.parametrize("stage", ["before_commit", "purge"])
 def test_fault_1_and_2_killed_around_a_commit_the_run_still_ends_the_same(stage, graph, tmp_path):
     settings = _plain(graph, tmp_path / "torn") | {"validation_data": None}
     settings["training"] |= {"num_epochs": 1, "checkpoint_max_to_keep": 1}
