@@ -29,7 +29,7 @@ from tml.common.modules.table_layout import TableLayout
 from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema, Ints
 from tml.projects.twhin.data.masks import ChunkNodes, masked_places
 
-# Philox keys are 64-bit words; the two streams of random numbers of a run are told apart by the second word.
+# Keeps these draws apart from others that a run may make with its seed.
 _NEGATIVES_STREAM = 0x6E656761
 
 
@@ -42,10 +42,9 @@ class ChunkedEdges(DataclassBatch):
         node_ids: int64 `[S, W]`, ids in the nodes' own tables.
         rel: int64 `[S, C]`.
         weight: float32 `[S, C]`, the relation's weight; zero marks padding.
-        lhs_shared: int64 `[M, 2]`, the edges that share (rel, rhs) with another of their chunk: flat slot in `[0, S *
-            C)` and number of the group of equals, from zero. What may not be a negative of one may not be a negative
-            of the others.
-        rhs_shared: the same for (lhs, rel).
+        lhs_masked: int64 `[P]`, ascending flat places in `[S, C, N]` where the candidate left-hand side is no negative:
+            a positive of the chunk, or padding.
+        rhs_masked: the same for right-hand sides.
         num_scores: `S * C * N`.
         operators: the operator of each chunk.
         num_examples: edges of the global batch.
@@ -180,8 +179,7 @@ class ChunkAssembler:
         return chunk_signature, (*columns, filled.reshape(-1, self.shape.size))
 
     def _least_chunks(self, block_size: int) -> int:
-        """With `pad`, the most chunks that a block of this size can need: every signature may have one that is not
-        full."""
+        """With `pad`, the most chunks that a block can need: every signature may have one that is not full."""
         num_signatures = min(len(self._signatures), block_size)
         return (block_size - num_signatures) // self.shape.size + num_signatures if self.pad else 1
 
