@@ -23,6 +23,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -59,9 +60,9 @@ def main() -> None:
     arguments = _parse_arguments()
     folder = RUNS / "resume_after_kill"
     shutil.rmtree(folder, ignore_errors=True)
-    record: dict[str, Any] = {"circumstances": circumstances(), "seed": arguments.seed}
+    record: dict[str, Any] = {"circumstances": circumstances(), "seed": arguments.seed, "threads": arguments.threads}
     num_epochs = 2 + arguments.kills // 5
-    config = _write_config(folder, num_epochs)
+    config = _write_config(folder, num_epochs, arguments.threads)
     whole = folder / "undisturbed"
     _finish(_start(config, whole, background=False))
     kills: list[Kill] = []
@@ -81,15 +82,16 @@ def _torture(
 ) -> list[Kill]:
     """Kill a run at random moments after random steps; then let it end."""
     kills = []
-    for number, step in enumerate(sorted(generator.sample(range(1, num_steps - 3), num_kills))):
+    for number, step in enumerate(sorted(generator.sample(range(1, num_steps - 25), num_kills))):
+        started = time.time()
         process = _start(config, save_dir, background)
-        _wait_until(lambda step=step: _logged_step(save_dir) >= step, process)  # type: ignore[misc]
+        assert process.pid is not None
+        _wait_until(lambda step=step, at=started: _has_reached(step, save_dir, at), process)  # type: ignore[misc]
         if number % 3 == 2:
-            _wait_until(lambda: any(save_dir.glob("step-*.tmp")), process)
+            _wait_until(lambda at=started: _is_saving(save_dir, at), process)  # type: ignore[misc]
             time.sleep(generator.uniform(0, 0.005))
         else:
             time.sleep(generator.uniform(0, 0.1))
-        assert process.pid is not None
         os.killpg(process.pid, signal.SIGKILL)
         process.join()
         unfinished = any(save_dir.glob("step-*.tmp"))
@@ -132,6 +134,18 @@ def _wait_until(met: Any, process: BaseProcess) -> None:
         if not process.is_alive() or time.monotonic() > deadline:
             raise SystemExit(f"the run did not come to the point where it was to be killed; its log is below {RUNS}")
         time.sleep(POLL_S)
+
+
+def _has_reached(step: int, save_dir: Path, started: float) -> bool:
+    """Whether a step has been logged, by the process that was started then and not by one before it."""
+    log = save_dir / "metrics.jsonl"
+    return log.exists() and log.stat().st_mtime > started and _logged_step(save_dir) >= step
+
+
+def _is_saving(save_dir: Path, started: float) -> bool:
+    with suppress(FileNotFoundError):
+        return any(folder.stat().st_ctime > started for folder in save_dir.glob("step-*.tmp"))
+    return False
 
 
 def _differences(torn: Path, whole: Path) -> list[str]:
@@ -178,7 +192,7 @@ def _saved_step(save_dir: Path) -> int:
     return int(read_extra(save_dir)["step"]) if any(save_dir.glob("step-????????/COMMIT.json")) else 0
 
 
-def _write_config(folder: Path, num_epochs: int) -> Path:
+def _write_config(folder: Path, num_epochs: int, num_threads: int) -> Path:
     """A random graph and its config; what is learnt does not matter here."""
     generator = np.random.default_rng(0)
     num_edges = BATCH_SIZE * STEPS_PER_EPOCH - 700
@@ -195,7 +209,7 @@ def _write_config(folder: Path, num_epochs: int) -> Path:
     rate = {"rowwise_adagrad": {"learning_rate": 0.1}}
     tables = [("user", NUM_USERS, rate), ("tweet", NUM_TWEETS, {"adagrad": {"learning_rate": 0.05}})]
     config = {
-        "runtime": {"device": "cpu", "num_threads": 1, "tracking": {"tensorboard": False}},
+        "runtime": {"device": "cpu", "num_threads": num_threads, "tracking": {"tensorboard": False}},
         "training": {
             "num_epochs": num_epochs, "checkpoint_every_n": 3, "checkpoint_max_to_keep": 2, "train_log_every_n": 1,
         },
@@ -240,6 +254,7 @@ def _report(kills: list[Kill], faults: list[str], num_steps: int) -> str:
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="kills of each of the two runs (default: 20)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the run (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="of the steps and moments of the kills")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     return parser.parse_args()
