@@ -118,6 +118,7 @@ def require_same_run(saved: Mapping[str, Any], loop: TrainLoop) -> None:
     before = {**saved.get("config", {}), "fingerprints": saved.get("fingerprints", {})}
     now = {**loop.run_config, "fingerprints": all_fingerprints(loop)}
     allowed = changeable_paths("training", TrainingConfig) | changeable_paths("runtime", RuntimeConfig)
+    allowed |= set(loop.may_change)
     found = differences(before, now, allowed | set(loop.config.allow_config_changes))
     if found:
         paths = [line.split(":")[0] for line in found]

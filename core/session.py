@@ -24,6 +24,7 @@ from tml.common.device import (
     set_float32_matmul,
     setup_device,
 )
+from tml.common.errors import TmlError
 from tml.core.config.runtime import RuntimeConfig
 from tml.ml_logging import configure_logging, get_logger
 
@@ -56,6 +57,10 @@ def runtime_session(runtime: RuntimeConfig, save_dir: str) -> Iterator[torch.dev
         seed_everything(runtime.seed, rank())
         try:
             yield device
+        except TmlError:
+            # What the user can mend is said once, by whoever started the run, without our call stack.
+            logger.debug("rank %d failed", rank(), exc_info=True)
+            raise
         except Exception:
             logger.exception("rank %d failed", rank())
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,6 +82,8 @@ class TrainLoop:
             evaluation.
         hooks: called after the ones that the config asks for.
         run_config: the whole config as plain values, kept in checkpoints and compared on resume.
+        may_change: dotted paths of `run_config`, beside those of the training and runtime sections, in which a resumed
+            run may differ.
         fingerprints: identities of other inputs, such as the vocabulary; the data's own is added.
     """
 
@@ -95,6 +97,7 @@ class TrainLoop:
     evaluate: Evaluate | None = None
     hooks: list[Hook] = field(default_factory=list)
     run_config: Mapping[str, Any] = field(default_factory=dict)
+    may_change: Collection[str] = ()
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     state: TrainState = field(default_factory=TrainState)
     stop: StopRequest = field(default_factory=StopRequest)

@@ -35,6 +35,7 @@ _PRELOAD = [
     "torch.distributed.optim",
     "tml.common.checkpointing.manager",
     "tml.core.custom_training_loop",
+    "tml.projects.twhin.run",
 ]
 
 

@@ -164,6 +164,12 @@ class TrainingConfig(BaseConfig):
 
 
 def changeable_paths(prefix: str, section: type[BaseConfig]) -> set[str]:
-    """Dotted paths of the section's fields in which a resumed run may differ from the run it continues."""
+    """Dotted paths of the section's fields in which a resumed run may differ from the run it continues.
+
+    Args:
+        prefix: of the section in the config; empty for the whole config.
+        section: its type.
+    """
     extras = {name: field.json_schema_extra for name, field in section.model_fields.items()}
-    return {f"{prefix}.{name}" for name, extra in extras.items() if isinstance(extra, dict) and extra.get("may_change")}
+    names = [name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("may_change")]
+    return {f"{prefix}.{name}" if prefix else name for name in names}

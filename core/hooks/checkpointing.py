@@ -21,8 +21,8 @@ class CheckpointHook(Hook):
         self._every_n = every_n
 
     def after_step(self, loop: TrainLoop) -> None:
-        """Save if it is time."""
-        if self._every_n is not None and loop.state.step % self._every_n == 0:
+        """Save if it is time; the last step is saved in the end, with its evaluation."""
+        if self._every_n is not None and loop.state.step % self._every_n == 0 and not loop.is_finished:
             loop.save_checkpoint()
 
     def on_train_end(self, loop: TrainLoop) -> None:

@@ -24,6 +24,7 @@ from tml.common.checkpointing import CheckpointManager
 from tml.common.device import rank, world_size
 from tml.common.errors import ConfigError, TmlError
 from tml.core.config import format_config, load_config
+from tml.core.config.training import changeable_paths
 from tml.core.custom_training_loop import TrainLoop, TrainState, only_evaluate, open_checkpoints, train
 from tml.core.optimizers.optimizers import Optimizers
 from tml.core.resume import model_tensors
@@ -94,6 +95,7 @@ def run_training(config: TwhinConfig, device: torch.device) -> TrainState:
                 checkpoints,
                 evaluate=evaluate,
                 run_config=config.model_dump(mode="json"),
+                may_change=changeable_paths("", TwhinConfig),
                 fingerprints={vocab_fingerprint(name): value for name, value in vocab_hashes(config).items()},
             )
         )

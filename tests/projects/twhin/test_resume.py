@@ -191,7 +191,6 @@ def test_fault_7_a_run_goes_on_with_another_number_of_ranks_and_every_row_is_see
     assert losses(tmp_path / "moved") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="the last save comes before the last evaluation, which is then made again")
 def test_a_finished_run_started_again_changes_nothing(graph, tmp_path):
     settings = _plain(graph, tmp_path / "run")
     settings["training"] |= {"num_epochs": 1, "evaluate_every_n": None}
