@@ -52,9 +52,7 @@ class TmlError(Exception):
         return (_rebuild, (type(self), self.what, self.where, self.value, self.limit, self.fix))
 
 
-def _rebuild(
-    kind: type[TmlError], what: str, where: object, value: object, limit: object, fix: str | None
-) -> TmlError:
+def _rebuild(kind: type[TmlError], what: str, where: object, value: object, limit: object, fix: str | None) -> TmlError:
     return kind(what, where=where, value=value, limit=limit, fix=fix)
 
 
