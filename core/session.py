@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ def runtime_session(runtime: RuntimeConfig, save_dir: str) -> Iterator[torch.dev
         LaunchError: the device or the group cannot be had.
     """
     keep_freed_memory()
+    # The thread that makes batches may hold the interpreter for this long while the step waits for it; 5 ms is usual.
+    sys.setswitchinterval(1e-4)
     path = os.path.join(save_dir, "log.jsonl") if runtime.log.json_lines else None
     configure_logging(runtime.log.level, path, runtime.log.all_ranks)
     _hush_libraries()
