@@ -23,8 +23,8 @@ from tml.projects.twhin.models.operators import OPERATORS, Operator
 from tml.projects.twhin.models.regularizers import REGULARIZERS
 from tml.projects.twhin.models.relations import RelationScorer
 
-# Rows of a block on a CPU. Smaller blocks would fit a core's own cache, but the cost of calling a hundred small operations
-# outweighs that: 1, 4, 8 and 32 MiB gave 75, 117, 145 and 154 thousand edges a second on two cores at dim 128.
+# Rows of a block on a CPU. Smaller blocks would fit a core's own cache, but the cost of calling a hundred small
+# operations outweighs that: 1, 4, 8 and 32 MiB gave 75, 117, 145 and 154 thousand edges a second (2 cores, dim 128).
 _BLOCK_BYTES = 32 << 20
 
 
