@@ -7,7 +7,7 @@ projects/twhin/configs/fb15k237_*.yaml and ranks the test edges: filtered, both 
 realistic rank on ties. Minutes are those of training alone, and of the whole process with its evaluations.
 
 The published figures are those of LibKGE's README (its best hyperparameters for each model); those of
-PyTorch-BigGraph are our own runs of version 1.0.0 (30 epochs, 50 in-batch + 50 or 500 uniform negatives).
+PyTorch-BigGraph 1.0.0 (30 epochs, 50 in-batch + 50 or 500 uniform negatives) are given, not run again here.
 """
 
 from __future__ import annotations

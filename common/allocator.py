@@ -14,8 +14,7 @@ def keep_freed_memory() -> bool:
     """Tell glibc to keep freed memory instead of giving it back to the system; True if it took the advice.
 
     A step frees and allocates the same large tensors again and again. Given back, each of them costs a page fault for
-    every 4 KiB: most of the time of a step on a CPU. The peak of memory stays the same. Does nothing with another C
-    library.
+    every 4 KiB. The peak of memory stays the same. Does nothing with another C library.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -4,8 +4,7 @@ Letters: `K` ids of a look-up, `G` groups (physical tables, usually one), `D` em
 
 Two engines behind one door, chosen by `build_tables`:
 
-- `LocalTables`: one CPU rank calls fbgemm's table-batched kernel itself; going through torchrec costs up to a third
-of the speed there.
+- `LocalTables`: one CPU rank calls fbgemm's table-batched kernel itself and is spared torchrec's work between ranks.
 - `ShardedTables`: several ranks or a GPU go through torchrec's EmbeddingBagCollection, which
   `DistributedModelParallel` shards row-wise.
 

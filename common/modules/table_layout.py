@@ -1,8 +1,7 @@
 """Layout: which named tables share one physical table, and at which row each begins.
 
 Tables of equal dim, data type and optimizer become one physical table (a group): a look-up then needs no empty bags
-and no reordering, which is worth a factor of two and more on a CPU (docs/performance.md). The user's names, sizes and
-optimizers stay per table.
+and no reordering. The user's names, sizes and optimizers stay per table.
 """
 
 from __future__ import annotations
