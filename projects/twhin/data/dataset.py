@@ -68,8 +68,7 @@ class EdgesDataset:
             offset=config.offset,
             limit=config.limit,
         )
-        shape = ChunkShape(config.edges_per_chunk, config.in_batch_negatives, config.global_negatives)
-        self._assembler = ChunkAssembler(schema, layout, shape, seed, weights, pad=num_ranks > 1)
+        self._assembler = ChunkAssembler(schema, layout, chunk_shape(config), seed, weights, pad=num_ranks > 1)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -110,6 +109,11 @@ class EdgesDataset:
     def _locate(self, rows: RowBatch, index: int) -> str:
         file, row = self._reader.locate(rows.epoch, rows.first_row + index)
         return f"{file}, row {row}"
+
+
+def chunk_shape(config: TrainDataConfig) -> ChunkShape:
+    """The sizes of a chunk, for those who make chunks and those who score them."""
+    return ChunkShape(config.edges_per_chunk, config.in_batch_negatives, config.global_negatives)
 
 
 def edge_files(data_root: str) -> list[str]:

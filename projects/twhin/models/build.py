@@ -10,7 +10,7 @@ from tml.common.modules.embedding_tables import LocalTables, ShardedTables
 from tml.common.modules.sharding import ShardedModel
 from tml.common.modules.table_layout import TableLayout
 from tml.projects.twhin.config import ModelConfig, TrainDataConfig
-from tml.projects.twhin.data.chunks import ChunkShape
+from tml.projects.twhin.data.dataset import chunk_shape
 from tml.projects.twhin.data.edges import EdgeSchema
 from tml.projects.twhin.models.model import HeadSettings, TwhinHead, TwhinModel
 from tml.projects.twhin.models.relations import RelationScorer, RelationSpec
@@ -53,7 +53,7 @@ def build_model(
     """
     regularization = config.regularization
     settings = HeadSettings(
-        shape=ChunkShape(data.edges_per_chunk, data.in_batch_negatives, data.global_negatives),
+        shape=chunk_shape(data),
         loss=config.loss,
         margin=config.margin_in_effect,
         regularizer=regularization.kind if regularization else None,
