@@ -18,8 +18,6 @@ from typing import Any
 
 from tml.benchmarks.harness import RESULTS, ROOT, circumstances, markdown_table, write_record
 from tml.benchmarks.runs import convert, data_folder, real_data, train
-from tml.core.config import load_config
-from tml.projects.twhin.config import TwhinConfig
 
 CONFIGS = ROOT / "projects" / "twhin" / "configs"
 METRICS = {
@@ -42,7 +40,7 @@ def main() -> None:
     record: dict[str, Any] = {"circumstances": circumstances(), "overrides": arguments.set, "models": {}}
     rows: list[dict[str, Any]] = []
     for config in _configs(arguments.only):
-        _make_data(load_config(TwhinConfig, config, arguments.set), again=arguments.convert_again and not rows)
+        _make_data(data_folder(config, arguments.set), again=arguments.convert_again and not rows)
         run = train(config, config.stem, arguments.set)
         metrics = run.metrics()
         minutes = {"training": run.training_seconds / 60, "process": run.process.wall_seconds / 60}
@@ -61,11 +59,11 @@ def _configs(only: str) -> list[Path]:
     return configs
 
 
-def _make_data(config: TwhinConfig, again: bool) -> None:
+def _make_data(folder: Path, again: bool) -> None:
     source = real_data("FB15k-237")
     held_out: list[str | Path] = ["--valid", source / "valid.tsv.gz", "--test", source / "test.tsv.gz"]
     meaning = ["--single-table", "entity", "--no-header"]
-    convert([source / "train.tsv.gz", *held_out, *meaning], data_folder(config), again)
+    convert([source / "train.tsv.gz", *held_out, *meaning], folder, again)
 
 
 def _row(model: Any, metrics: dict[str, Any], minutes: dict[str, float]) -> dict[str, Any]:

@@ -35,12 +35,12 @@ def main() -> None:
     from tml.projects.twhin.popularity import baselines_of_config
 
     record: dict[str, Any] = {"circumstances": circumstances(), "overrides": arguments.set}
-    config = load_config(TwhinConfig, CONFIG, arguments.set)
     file = real_data("higgs-twitter-mention-reply") / "typed_edges.tsv.gz"
     meaning = ["--single-table", "user", "--columns", "0,1,2", "--no-header"]
     split = ["--split-fractions", "0.9,0.05,0.05", "--seed", "0"]
-    convert([file, *meaning, *split], data_folder(config), arguments.convert_again)
+    convert([file, *meaning, *split], data_folder(CONFIG, arguments.set), arguments.convert_again)
     run = train(CONFIG, "higgs", arguments.set)
+    config = load_config(TwhinConfig, CONFIG, arguments.set)
     metrics = {"TwHIN": run.metrics()} | baselines_of_config(config, "test", arguments.max_edges)
     rows = [{"model": name} | _shown(found) for name, found in metrics.items()]
     record |= {"metrics": metrics, "minutes": run.process.wall_seconds / 60}

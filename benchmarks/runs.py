@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from tml.benchmarks.harness import DATA, RUNS
 from tml.benchmarks.processes import Finished, run_measured
 from tml.common.tracking.json_lines import read_metrics
-from tml.core.config import load_config
+from tml.core.config import load_config, load_document
 from tml.projects.twhin.config import TwhinConfig
 
 _TRAIN = [sys.executable, "-m", "tml.projects.twhin.run"]
@@ -89,9 +89,13 @@ def planted_graph(num_edges: int, seed: int = 0) -> Path:
     return graph
 
 
-def data_folder(config: TwhinConfig) -> Path:
-    """The folder of `tml convert` that a config trains on: its training edges are in `<folder>/edges/train`."""
-    folder = Path(config.train_data.data_root)
+def data_folder(config: Path, overrides: Sequence[str] = ()) -> Path:
+    """The folder of `tml convert` that a config trains on: its training edges are in `<folder>/edges/train`.
+
+    The config may not be valid yet: its relations may be a file of that folder.
+    """
+    data = load_document(config, overrides).data
+    folder = Path(data["train_data"]["data_root"])
     if folder.parts[-2:] != ("edges", "train"):
         raise SystemExit(f"train_data.data_root is {folder}; a benchmark makes data only in <folder>/edges/train")
     return folder.parents[1]

@@ -18,7 +18,7 @@ import yaml
 
 from tml.benchmarks.harness import Spread, machine, markdown_table, parse_count, ratios, write_record
 from tml.benchmarks.processes import run_measured
-from tml.benchmarks.runs import trained
+from tml.benchmarks.runs import data_folder, trained
 from tml.benchmarks.twhin_vs_pbg.pbg_worker import BucketTimes, prepare, read_edges
 from tml.benchmarks.twhin_vs_pbg.quality import pbg_scorer, turned
 from tml.benchmarks.twhin_vs_pbg.settings import Graph, Settings, pbg_config, twhin_config
@@ -70,6 +70,15 @@ def test_training_seconds_by_hand():
 def test_a_run_that_logged_nothing_has_no_rate():
     with pytest.raises(SystemExit, match="no step"):
         trained([{"step": 0, "time": 1.0, "eval/filtered.mrr": 0.1}], 25, 10)
+
+
+def test_the_data_folder_is_known_before_the_config_is_valid(tmp_path):
+    # The relations of a knowledge graph are a file that the benchmark has yet to make.
+    path = tmp_path / "config.yaml"
+    path.write_text("model: {relations: {file: data/kg/vocab/relations.parquet}}\ntrain_data: {data_root: d/edges/x}")
+    assert data_folder(path, ["train_data.data_root=data/kg/edges/train"]) == Path("data/kg")
+    with pytest.raises(SystemExit, match="edges/train"):
+        data_folder(path)
 
 
 def test_pbg_times_are_read_from_its_log():

@@ -2,6 +2,6 @@
 
 from tml.core.config.base_config import BaseConfig
 from tml.core.config.formatting import config_diff, config_hash, format_config
-from tml.core.config.loading import load_config, parse_config
+from tml.core.config.loading import load_config, load_document, parse_config
 
-__all__ = ["BaseConfig", "config_diff", "config_hash", "format_config", "load_config", "parse_config"]
+__all__ = ["BaseConfig", "config_diff", "config_hash", "format_config", "load_config", "load_document", "parse_config"]

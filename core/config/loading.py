@@ -35,9 +35,20 @@ def load_config(
     Raises:
         ConfigError: names every fault with file, line, path, value and what is allowed.
     """
+    return _validated(config_type, load_document(path, overrides, environment))
+
+
+def load_document(
+    path: str | os.PathLike[str], overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> Document:
+    """What `load_config` validates: for those who make the files that a config names before it can be valid.
+
+    Raises:
+        ConfigError: the file cannot be read, is no YAML, or an override does not fit it.
+    """
     document = read_document(_read_text(path), os.fspath(path), environment)
     apply_overrides(document, overrides, environment)
-    return _validated(config_type, document)
+    return document
 
 
 def parse_config(config_type: type[C], data: Mapping[str, Any], source: str = "config") -> C:
