@@ -1,0 +1,1 @@
+"""From a trained ranker to one file that scores: ONNX and its signature."""

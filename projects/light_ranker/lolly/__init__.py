@@ -1,0 +1,1 @@
+"""The lolly text model: read, score, write."""

@@ -1,0 +1,1 @@
+"""DataRecords: the legacy format of training examples, its bytes, its requests and its files."""

@@ -1,0 +1,1 @@
+"""Scoring with an exported ranker: in Python, and over HTTP."""
