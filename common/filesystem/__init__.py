@@ -1,6 +1,6 @@
 """Files by path or URL: local paths go straight to the operating system, others through fsspec."""
 
-from tml.common.filesystem.atomic import atomic_write
+from tml.common.filesystem.atomic import atomic_write, write_json, write_text
 from tml.common.filesystem.filesystem import (
     exists,
     glob_files,
@@ -20,4 +20,6 @@ __all__ = [
     "make_dirs",
     "open_file",
     "remove_tree",
+    "write_json",
+    "write_text",
 ]

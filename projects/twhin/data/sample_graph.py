@@ -27,7 +27,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from tml.common.errors import ConfigError
-from tml.projects.twhin.data.convert.workspace import Workspace
+from tml.common.workspace import Workspace
 
 FORMATS = ("tsv", "tsv.gz", "parquet")
 NUM_KINDS = 3

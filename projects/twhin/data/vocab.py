@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tml.common.errors import DataError, UnknownIdError
-from tml.projects.twhin.data.id_index import IdIndex, string_buffers
+from tml.common.id_index import IdIndex, string_buffers
 
 UNKNOWN = -1
 _MAX_CANDIDATES = 2_000  # ids that are compared letter by letter in a search for the nearest

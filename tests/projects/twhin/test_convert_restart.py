@@ -23,7 +23,7 @@ import importlib, os, signal, sys
 from pathlib import Path
 from tml.projects.twhin.data.convert.options import ConvertOptions
 from tml.projects.twhin.data.convert.pipeline import convert
-owner = importlib.import_module("tml.projects.twhin.data.convert." + sys.argv[1])
+owner = importlib.import_module("tml." + sys.argv[1])
 *path, name = sys.argv[2].split(".")
 for part in path:
     owner = getattr(owner, part)
@@ -39,16 +39,16 @@ convert(options, Path(sys.argv[6]))
 """
 
 PLACES = [
-    ("scan", "_as_batch", 2),  # in the second file
-    ("scan", "write_json", 1),  # a file is scanned but not marked
-    ("encode", "_encoded", 1),  # nodes are numbered, edges not yet
-    ("arrange", "_write", 1),
-    ("arrange", "_cuts", 1),
-    ("write", "write_edges", 1),  # vocabularies are written
-    ("write", "PartWriter._flush", 2),
-    ("workspace", "Workspace.publish", 1),
-    ("workspace", "write_json", 6),  # all is written, but the stage is not marked
-    ("workspace", "write_json", 7),  # all is in place but meta.json
+    ("projects.twhin.data.convert.scan", "_as_batch", 2),  # in the second file
+    ("projects.twhin.data.convert.scan", "write_json", 1),  # a file is scanned but not marked
+    ("projects.twhin.data.convert.encode", "_encoded", 1),  # nodes are numbered, edges not yet
+    ("projects.twhin.data.convert.arrange", "_write", 1),
+    ("projects.twhin.data.convert.arrange", "_cuts", 1),
+    ("projects.twhin.data.convert.write", "write_edges", 1),  # vocabularies are written
+    ("projects.twhin.data.convert.write", "PartWriter._flush", 2),
+    ("common.workspace", "Workspace.publish", 1),
+    ("common.workspace", "write_json", 6),  # all is written, but the stage is not marked
+    ("common.workspace", "write_json", 7),  # all is in place but meta.json
 ]
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tml.common import id_index
 from tml.common.errors import DataError, UnknownIdError
-from tml.projects.twhin.data import id_index
 from tml.projects.twhin.data.vocab import UNKNOWN, RelationVocabulary, Vocabulary, VocabularyHash
 
 

@@ -11,14 +11,17 @@ import duckdb
 import numpy as np
 
 from tml.common.errors import ConfigError, DataError, TmlError
+from tml.common.filesystem import write_text
+from tml.common.workspace import Workspace
 from tml.projects.twhin.data.convert import arrange, encode, write
-from tml.projects.twhin.data.convert.files import write_text
 from tml.projects.twhin.data.convert.meaning import SPLITS
 from tml.projects.twhin.data.convert.options import ConvertOptions
 from tml.projects.twhin.data.convert.scan import scan, summaries
 from tml.projects.twhin.data.convert.sources import Source, find_sources
 from tml.projects.twhin.data.convert.starter import starter_config
-from tml.projects.twhin.data.convert.workspace import FORMAT_VERSION, Workspace
+
+FORMAT_VERSION = 1
+PUBLISHED = ("vocab", "edges", "config.yaml", "rejected.jsonl")
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ def convert(options: ConvertOptions, out: Path, *, overwrite: bool = False) -> d
         )
     sources = find_sources(options)
     plan = {"options": options.as_json(), "sources": [source.fingerprint() for source in sources]}
-    workspace = Workspace(out)
+    workspace = Workspace(out, published=PUBLISHED, work=".convert")
     if not workspace.begin(plan, overwrite):
         _log.info("%s is complete already", out)
         return workspace.meta()

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tml.common.errors import ConfigError, DataError
-from tml.projects.twhin.data.convert.files import write_json, write_text
+from tml.common.filesystem import write_json, write_text
 from tml.projects.twhin.data.convert.meaning import Interpreter, Rows
 from tml.projects.twhin.data.convert.options import ConvertOptions
 from tml.projects.twhin.data.convert.sources import Source

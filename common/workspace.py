@@ -1,4 +1,4 @@
-"""The out folder of a conversion: its plan, its stages' marks, and the step that makes it complete."""
+"""The out folder of work in stages: its plan, the stages' marks, and the step that makes it complete."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tml.common.errors import ConfigError
-from tml.projects.twhin.data.convert.files import write_json, write_text
+from tml.common.filesystem import write_json, write_text
 
-FORMAT_VERSION = 1
-META, WORK = "meta.json", ".convert"
-PUBLISHED = ("vocab", "edges", "config.yaml", "rejected.jsonl")
+META = "meta.json"
 
 
 class Workspace:
@@ -25,24 +23,34 @@ class Workspace:
     Args:
         out: the folder.
         published: what a complete folder holds beside `meta.json`.
-        cleared: what is removed to overwrite an earlier result.
+        cleared: what is removed to overwrite an earlier result; default: `published`.
+        work: name of the hidden work folder.
+        what: the kind of work, for messages.
     """
 
-    def __init__(self, out: Path, published: tuple[str, ...] = PUBLISHED, cleared: tuple[str, ...] = PUBLISHED) -> None:
-        self.out, self.work, self.published, self.cleared = out, out / WORK, published, cleared
+    def __init__(
+        self,
+        out: Path,
+        published: tuple[str, ...],
+        cleared: tuple[str, ...] | None = None,
+        work: str = ".work",
+        what: str = "conversion",
+    ) -> None:
+        self.out, self.work, self.what = out, out / work, what
+        self.published, self.cleared = published, published if cleared is None else cleared
         self.result = self.work / "result"
 
     def begin(self, plan: dict[str, Any], overwrite: bool) -> bool:
-        """Compares the plan with what is there; False when the very same conversion is complete already.
+        """Compares the plan with what is there; False when the very same work is complete already.
 
         Raises:
-            ConfigError: the folder belongs to another conversion, or holds files of another kind.
+            ConfigError: the folder belongs to another plan, or holds files of another kind.
         """
         plan = json.loads(json.dumps(plan))
         if overwrite:
             self._clear()
         if (self.out / META).exists():
-            _refuse_change(self.out, _load(self.out / META).get("plan", {}), plan)
+            self._refuse_change(_load(self.out / META).get("plan", {}), plan)
             shutil.rmtree(self.work, ignore_errors=True)
             return False
         self._refuse_strangers()
@@ -57,7 +65,7 @@ class Workspace:
         old = _load(self.work / "plan.json")
         if old != plan:
             if not (self.work / "failed").exists():
-                _refuse_change(self.out, old, plan)
+                self._refuse_change(old, plan)
             shutil.rmtree(self.work)
         (self.work / "failed").unlink(missing_ok=True)
 
@@ -71,9 +79,19 @@ class Workspace:
 
     def _clear(self) -> None:
         (self.out / META).unlink(missing_ok=True)
-        for name in (*self.cleared, WORK):
-            path = self.out / name
+        for path in (*(self.out / name for name in self.cleared), self.work):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def _refuse_change(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        changes = [f"{key}: {before!r} -> {after!r}" for key, before, after in _differences(old, new, "")]
+        if changes:
+            raise ConfigError(
+                f"the out folder holds another {self.what}",
+                where=str(self.out),
+                value="; ".join(changes),
+                limit="the same settings and unchanged input files",
+                fix=f"choose another --out, or pass --overwrite to replace the {self.what}",
+            )
 
     def stage(self, name: str, run: Callable[[], Any]) -> Any:
         """Runs a stage unless its mark is there; gives its result, which is plain JSON and kept in the mark."""
@@ -98,18 +116,6 @@ class Workspace:
                 (self.result / name).replace(self.out / name)
         write_json(self.out / META, meta)
         shutil.rmtree(self.work, ignore_errors=True)
-
-
-def _refuse_change(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    changes = [f"{key}: {before!r} -> {after!r}" for key, before, after in _differences(old, new, "")]
-    if changes:
-        raise ConfigError(
-            "the out folder holds another conversion",
-            where=str(out),
-            value="; ".join(changes),
-            limit="the same settings and unchanged input files",
-            fix="choose another --out, or pass --overwrite to convert again",
-        )
 
 
 def _differences(old: Any, new: Any, path: str) -> list[tuple[str, Any, Any]]:
