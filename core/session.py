@@ -7,14 +7,18 @@ with runtime_session(config.runtime, config.training.save_dir) as device:
 from __future__ import annotations
 
 import faulthandler
+import hashlib
 import logging
 import os
 import sys
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 
 from tml.common.allocator import keep_freed_memory
 from tml.common.device import (
@@ -27,9 +31,68 @@ from tml.common.device import (
 )
 from tml.common.errors import TmlError
 from tml.core.config.runtime import RuntimeConfig
+from tml.machines.exit_codes import record_exit_code
 from tml.ml_logging import configure_logging, get_logger
+from tml.ml_logging.rank_logging import rank as rank_of_launcher
 
 logger = get_logger(__name__)
+
+USERS_FAULT_EXIT_CODE = 2
+_RANK_0_MAY_TAKE_S = 2.0
+
+
+def run_main(program: Callable[[], int]) -> None:
+    """Run a program on this rank and leave the process with its exit code, of which `tml launch` is told too.
+
+    A fault that the user can mend is one message and exit code 2; a traceback of ours would hide it. Where several
+    ranks of a launch meet the same fault it is printed once, by rank 0 if that is one of them.
+
+    Args:
+        program: the whole run, from reading the config on; returns the exit code.
+    """
+    fault = None
+    try:
+        exit_code = program()
+    except TmlError as error:
+        exit_code, fault = USERS_FAULT_EXIT_CODE, str(error)
+    if exit_code:
+        record_exit_code(exit_code)
+    if fault is not None:
+        _print_once(f"error: {fault}")
+    if exit_code:
+        sys.exit(exit_code)
+
+
+def _print_once(message: str) -> None:
+    store = _launchers_store()
+    key = hashlib.sha256(message.encode()).hexdigest()
+    if store is not None and rank_of_launcher() != 0 and _is_said(store, key):
+        return
+    print(message, file=sys.stderr, flush=True)
+    if store is not None:
+        store.set(key, "said")
+
+
+def _is_said(store: dist.Store, key: str) -> bool:
+    deadline = time.monotonic() + _RANK_0_MAY_TAKE_S
+    while time.monotonic() < deadline:  # the store's own wait would print a warning
+        if store.check([key]):
+            return True
+        time.sleep(0.05)
+    # Rank 0 has no such fault, or is stuck: the first of the others speaks.
+    return store.add(f"{key}/first", 1) > 1
+
+
+def _launchers_store() -> dist.Store | None:
+    """What torchrun's agent keeps for its ranks, whether or not they have a process group; None without an agent."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5))
+    except (KeyError, ValueError, RuntimeError):
+        return None
+    return dist.PrefixStore(f"tml/faults/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 @contextmanager

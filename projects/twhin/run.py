@@ -22,14 +22,13 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from tml.common.checkpointing import CheckpointManager
 from tml.common.device import rank, world_size
-from tml.common.errors import ConfigError, TmlError
+from tml.common.errors import ConfigError
 from tml.core.config import format_config, load_config
 from tml.core.config.training import changeable_paths
 from tml.core.custom_training_loop import TrainLoop, TrainState, only_evaluate, open_checkpoints, train
 from tml.core.optimizers.optimizers import Optimizers
 from tml.core.resume import model_tensors
-from tml.core.session import runtime_session
-from tml.machines.exit_codes import record_exit_code
+from tml.core.session import run_main, runtime_session
 from tml.projects.twhin.check import check_run
 from tml.projects.twhin.config import EdgesConfig, TwhinConfig
 from tml.projects.twhin.data.dataset import EdgesDataset
@@ -178,23 +177,20 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
+def run_command_line(arguments: argparse.Namespace) -> int:
+    """Read the config, and print it or run its task; the exit code."""
+    config = load_config(TwhinConfig, arguments.config, arguments.overrides)
+    if not arguments.print_config:
+        return run_task(config, arguments.task)
+    print(format_config(config), end="")
+    return 0
+
+
 @record
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of torchrun and of `tml twhin train`."""
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
-    try:
-        config = load_config(TwhinConfig, arguments.config, arguments.overrides)
-        if arguments.print_config:
-            print(format_config(config), end="")
-            return
-        exit_code = run_task(config, arguments.task)
-    except TmlError as error:
-        # The message says all; a traceback of ours would hide it.
-        print(f"error: {error}", file=sys.stderr)
-        exit_code = 2
-    if exit_code:
-        record_exit_code(exit_code)
-        sys.exit(exit_code)
+    run_main(lambda: run_command_line(arguments))
 
 
 if __name__ == "__main__":
