@@ -1,108 +1,102 @@
-"""From scores to the loss of some chunks in one step: masks, loss and gradients together.
+"""From the scores of some chunks to their loss and its derivatives, one side at a time.
 
 Letters: `S` chunks, `C` edges, `N` candidates, `D` embedding dim.
 
-`scores_loss` starts from a matrix of scores; `dots_loss` also makes the scores, as dot products, and keeps gradients by
-their operands instead of the scores themselves.
+Nothing here is an autograd function. A side's loss comes with its derivatives by the tensors it was made from, which
+are parts of a graph; the head hands them to autograd for what lies above: operators, relations, rows. Scores are the
+largest tensor of a batch, so where they are dot products they are made, used and overwritten here, unseen by autograd.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from tml.projects.twhin.models.losses import LOSSES, MASKED_SCORE
+from tml.projects.twhin.models.losses import LOSSES, MASKED_SCORE, SHIFT_INVARIANT
+
+# Tensors of a graph, each with the derivative of the loss by it. A tensor may appear twice: derivatives add up.
+Derivatives = list[tuple[Tensor, Tensor]]
 
 
-def scores_loss(positive: Tensor, negative: Tensor, masked: Tensor, weight: Tensor, loss: str, margin: float) -> Tensor:
-    """Weighted sum of the edges' losses (scalar).
+class SideLoss:
+    """The weighted sum of the losses of edges against the candidates of one side.
 
     Args:
-        positive: scores of the edges, `[S, C]`.
-        negative: scores of the candidates, `[S, C, N]`.
-        masked: int64 `[P]`, flat places in `[S, C, N]` that hold no negative.
-        weight: `[S, C]`.
-        loss: a name of `LOSSES`.
-        margin: of the ranking loss.
+        name: of `LOSSES`.
+        margin: of the loss.
     """
-    total: Tensor = _ScoresLoss.apply(positive, negative, masked, weight, loss, margin)  # type: ignore[no-untyped-call]
-    return total
 
+    def __init__(self, name: str, margin: float) -> None:
+        self._edge_loss, self._margin = LOSSES[name], margin
+        self.needs_bias = name not in SHIFT_INVARIANT
 
-def dots_loss(
-    queries: Tensor,
-    candidates: Tensor,
-    bias: Tensor | None,
-    positive: Tensor,
-    masked: Tensor,
-    weight: Tensor,
-    loss: str,
-    margin: float,
-) -> Tensor:
-    """`scores_loss` with the negative scores `queries [S, C, D] . candidates [S, N, D] + bias [S, C]`."""
-    if torch.is_autocast_enabled(queries.device.type):
-        # The written-out products below keep the type of their operands; autocast knows how to mix two of them.
-        negative = torch.bmm(queries, candidates.transpose(1, 2)).float()
-        negative = negative if bias is None else negative + bias.unsqueeze(-1)
-        return scores_loss(positive, negative, masked, weight, loss, margin)
-    total: Tensor = _DotsLoss.apply(  # type: ignore[no-untyped-call]
-        queries, candidates, bias, positive, masked, weight, loss, margin
-    )
-    return total
+    def of_scores(
+        self, positive: Tensor, negative: Tensor, masked: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Derivatives]:
+        """Start from scores.
 
+        Args:
+            positive: scores of the edges, `[S, C]`.
+            negative: scores of the candidates, `[S, C, N]`.
+            masked: int64 `[P]`, flat places in `[S, C, N]` that hold no negative.
+            weight: `[S, C]`.
 
-class _ScoresLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, positive: Tensor, negative: Tensor, masked: Tensor, weight: Tensor, loss: str, margin: float
-    ) -> Tensor:
-        negative = negative.clone()
-        negative.view(-1).index_fill_(0, masked, MASKED_SCORE)
-        total, by_positive, by_negative = _weighted(positive, negative, weight, loss, margin)
-        ctx.save_for_backward(by_positive, by_negative)
-        return total
+        Returns:
+            The loss (a detached scalar) and its derivatives by both.
+        """
+        # A copy: the graph above may need the scores for its own derivatives.
+        loss, by_positive, by_negative = self._of(positive.detach(), negative.detach().clone(), masked, weight)
+        return loss, [(positive, by_positive), (negative, by_negative)]
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        by_positive, by_negative = ctx.saved_tensors
-        return *scaled(grad, by_positive, by_negative), None, None, None, None
-
-
-class _DotsLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
+    def of_dots(
+        self,
         queries: Tensor,
         candidates: Tensor,
-        bias: Tensor | None,
-        positive: Tensor,
+        own: Tensor | None,
         masked: Tensor,
         weight: Tensor,
-        loss: str,
-        margin: float,
-    ) -> Tensor:
-        negative = torch.bmm(queries, candidates.transpose(1, 2))
-        if bias is not None:
-            negative += bias.unsqueeze(-1)
-        negative.view(-1).index_fill_(0, masked, MASKED_SCORE)
-        total, by_positive, by_negative = _weighted(positive, negative, weight, loss, margin)
-        by_queries = torch.bmm(by_negative, candidates)
-        by_candidates = torch.bmm(by_negative.transpose(1, 2), queries)
-        by_bias = None if bias is None else by_negative.sum(-1)
-        ctx.has_bias = bias is not None
-        ctx.save_for_backward(by_queries, by_candidates, by_positive, *([] if by_bias is None else [by_bias]))
-        return total
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Derivatives]:
+        """Start from the two sides of a dot product: the scores are `queries . candidates + bias`.
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        by_queries, by_candidates, by_positive, *rest = scaled(grad, *ctx.saved_tensors)
-        by_bias = rest[0] if ctx.has_bias else None
-        return by_queries, by_candidates, by_bias, by_positive, None, None, None, None
+        Args:
+            queries: `[S, C, D]`.
+            candidates: `[S, N, D]`.
+            own: the ends of the edges themselves, `[S, C, D]`, which give the positive scores; None where they are the
+                first `C` candidates: the product then holds the positive scores already, on its diagonal.
+            masked: as in `of_scores`. An edge's own end is always masked.
+            weight: `[S, C]`.
+            bias: `[S, C]`, part of every score of an edge, its positive one too. May be left out unless `needs_bias`.
+
+        Returns:
+            The loss, the positive scores `[S, C]` (both detached) and the derivatives.
+        """
+        outputs = [queries, candidates]
+        queries, candidates = queries.detach(), candidates.detach()
+        score = _product(queries, candidates.transpose(1, 2))
+        diagonal = score[:, :, : queries.shape[1]].diagonal(dim1=1, dim2=2)
+        positive = diagonal.clone() if own is None else (queries * own.detach()).sum(-1)
+        if bias is not None:
+            score += bias.detach().unsqueeze(-1)
+            positive += bias.detach()
+        loss, by_positive, by_score = self._of(positive, score, masked, weight)
+        derivatives: Derivatives = []
+        if bias is not None:
+            derivatives.append((bias, by_score.sum(-1) + by_positive))
+        if own is None:
+            diagonal.copy_(by_positive)
+        else:
+            spread = by_positive.unsqueeze(-1)
+            derivatives += [(own, spread * queries), (outputs[0], spread * own.detach())]
+        derivatives.append((outputs[0], _product(by_score, candidates)))
+        derivatives.append((outputs[1], _product(by_score.transpose(1, 2), queries)))
+        return loss, positive, derivatives
+
+    def _of(self, positive: Tensor, score: Tensor, masked: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss and derivatives by both; the latter one takes the place of `score`, in which it is zero where masked."""
+        score.view(-1).index_fill_(0, masked, MASKED_SCORE)
+        losses, by_positive, by_score = self._edge_loss(positive, score, self._margin)
+        return (losses * weight).sum(), by_positive * weight, by_score.mul_(weight.unsqueeze(-1))
 
 
 def scaled(grad: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -113,8 +107,6 @@ def scaled(grad: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor * grad for tensor in tensors)
 
 
-def _weighted(
-    positive: Tensor, negative: Tensor, weight: Tensor, loss: str, margin: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    losses, by_positive, by_negative = LOSSES[loss](positive, negative, margin)
-    return (losses * weight).sum(), by_positive * weight, by_negative.mul_(weight.unsqueeze(-1))
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """`bmm`, back in the type of its operands where autocast works in a shorter one."""
+    return torch.bmm(left, right).to(left.dtype)

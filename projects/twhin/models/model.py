@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from tml.projects.twhin.data.chunks import ChunkedEdges, ChunkShape
 from tml.projects.twhin.models import scores
-from tml.projects.twhin.models.chunk_loss import dots_loss, scaled, scores_loss
+from tml.projects.twhin.models.chunk_loss import Derivatives, SideLoss, scaled
 from tml.projects.twhin.models.operators import OPERATORS, Operator
 from tml.projects.twhin.models.regularizers import REGULARIZERS
 from tml.projects.twhin.models.relations import RelationScorer
@@ -56,6 +56,7 @@ class TwhinHead(nn.Module):
         super().__init__()
         self.scorer = scorer
         self.settings = settings
+        self._side_loss = SideLoss(settings.loss, settings.margin)
 
     def forward(self, rows: Tensor, batch: ChunkedEdges) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and what is worth logging.
@@ -73,8 +74,14 @@ class TwhinHead(nn.Module):
         loss, positive = _BlockwiseLoss.apply(rows, self.scorer.weight, self, batch)  # type: ignore[no-untyped-call]
         return loss, {"positive_score": positive}
 
-    def blocks(self, rows: Tensor, batch: ChunkedEdges) -> Iterator[tuple[slice, _Run]]:
-        """The chunks of a batch, a few of one operator at a time, without their rows' part of the graph."""
+    def blocks(self, rows: Tensor, by_rows: Tensor, batch: ChunkedEdges) -> Iterator[_Block]:
+        """The chunks of a batch, a few of one operator at a time, each at the start of a graph of its own.
+
+        Args:
+            rows: `[S, W, D]`.
+            by_rows: of the same shape; a block's backward writes its part.
+            batch: the chunks.
+        """
         # Half for each side.
         weight = batch.weight * (0.5 * self.settings.num_ranks / batch.num_examples)
         step = len(batch.rel)
@@ -84,55 +91,68 @@ class TwhinHead(nn.Module):
             for start in range(run.start, run.stop, step):
                 chunks = slice(start, min(start + step, run.stop))
                 leaf = rows[chunks].detach().requires_grad_()
-                parts = _SplitRows.apply(leaf, self.settings.shape)  # type: ignore[no-untyped-call]
+                parts = _SplitRows.apply(leaf, by_rows[chunks], self.settings.shape)  # type: ignore[no-untyped-call]
                 masked = self._masked(batch, chunks)
-                yield chunks, _Run(operator, leaf, *parts, batch.rel[chunks], weight[chunks], *masked)
+                yield _Block(operator, leaf, *parts, batch.rel[chunks], weight[chunks], *masked)
 
-    def run_loss(self, run: _Run) -> tuple[Tensor, Tensor]:
-        """The weighted sum of a run's losses, and the forward scores of its edges `[S, C]`."""
+    def block_loss(self, block: _Block) -> tuple[Tensor, Tensor, Derivatives]:
+        """The weighted sum of a block's losses, the forward scores of its edges `[S, C]`, and the derivatives."""
         scorer = self.scorer
-        params = scorer.params(run.rel)
-        score = scores.score_pairs(run.operator, scorer.comparator, params, run.lhs, run.rhs)
-        total = self._rhs_loss(run, params, run.lhs, run.rhs_candidates, score, run.rhs_masked)
-        if scorer.reciprocal:
-            inverse = scorer.inverse_params(run.rel)
-            inverse_score = scores.score_pairs(run.operator, scorer.comparator, inverse, run.rhs, run.lhs)
-            total = total + self._rhs_loss(run, inverse, run.rhs, run.lhs_candidates, inverse_score, run.lhs_masked)
+        params = scorer.params(block.rel)
+        inverse = scorer.inverse_params(block.rel) if scorer.reciprocal else None
+        rhs_loss, positive, derivatives = self._rhs_loss(block, params)
+        lhs_loss, by_lhs_side = self._lhs_loss(block, params, inverse)
+        penalty, by_penalty = self._penalty(block, params, inverse)
+        return rhs_loss + lhs_loss + penalty, positive, derivatives + by_lhs_side + by_penalty
+
+    def _rhs_loss(self, block: _Block, params: Tensor) -> tuple[Tensor, Tensor, Derivatives]:
+        """Against corrupted right-hand sides; also the forward scores of the edges."""
+        operator, comparator = block.operator, self.scorer.comparator
+        if comparator == "dot":
+            queries = operator.apply(block.lhs, params)
+            own = self._own(block.rhs)
+            return self._side_loss.of_dots(queries, block.rhs_candidates, own, block.rhs_masked, block.weight)
+        positive = scores.score_pairs(operator, comparator, params, block.lhs, block.rhs)
+        negative = scores.score_rhs(operator, comparator, params, block.lhs, block.rhs_candidates)
+        loss, derivatives = self._side_loss.of_scores(positive, negative, block.rhs_masked, block.weight)
+        return loss, positive.detach(), derivatives
+
+    def _lhs_loss(self, block: _Block, params: Tensor, inverse: Tensor | None) -> tuple[Tensor, Derivatives]:
+        """Against corrupted left-hand sides; with parameters of inverses, as right-hand sides of those."""
+        operator, comparator = block.operator, self.scorer.comparator
+        if comparator == "dot":
+            bias = None
+            if inverse is not None:
+                queries = operator.apply(block.rhs, inverse)
+            else:
+                queries = operator.adjoint(block.rhs, params)
+                bias = operator.adjoint_bias(block.rhs, params) if self._side_loss.needs_bias else None
+            own = self._own(block.lhs)
+            loss, _, derivatives = self._side_loss.of_dots(
+                queries, block.lhs_candidates, own, block.lhs_masked, block.weight, bias
+            )
+            return loss, derivatives
+        if inverse is not None:
+            positive = scores.score_pairs(operator, comparator, inverse, block.rhs, block.lhs)
+            negative = scores.score_rhs(operator, comparator, inverse, block.rhs, block.lhs_candidates)
         else:
-            inverse = None
-            total = total + self._lhs_loss(run, params, score)
-        return total + self._penalty(run, params, inverse), score
+            positive = scores.score_pairs(operator, comparator, params, block.lhs, block.rhs)
+            negative = scores.score_lhs(operator, comparator, params, block.rhs, block.lhs_candidates)
+        return self._side_loss.of_scores(positive, negative, block.lhs_masked, block.weight)
 
-    def _rhs_loss(
-        self, run: _Run, params: Tensor, lhs: Tensor, candidates: Tensor, positive: Tensor, masked: Tensor
-    ) -> Tensor:
-        comparator = self.scorer.comparator
-        if comparator == "dot":
-            queries = run.operator.apply(lhs, params)
-            return dots_loss(queries, candidates, None, positive, masked, run.weight, *self._loss)
-        negative = scores.score_rhs(run.operator, comparator, params, lhs, candidates)
-        return scores_loss(positive, negative, masked, run.weight, *self._loss)
+    def _own(self, ends: Tensor) -> Tensor | None:
+        """The edges' ends, or None where they are the first of the candidates."""
+        shape = self.settings.shape
+        return None if shape.num_in_batch == shape.size else ends
 
-    def _lhs_loss(self, run: _Run, params: Tensor, positive: Tensor) -> Tensor:
-        comparator = self.scorer.comparator
-        if comparator == "dot":
-            queries, bias = run.operator.adjoint(run.rhs, params)
-            return dots_loss(queries, run.lhs_candidates, bias, positive, run.lhs_masked, run.weight, *self._loss)
-        negative = scores.score_lhs(run.operator, comparator, params, run.rhs, run.lhs_candidates)
-        return scores_loss(positive, negative, run.lhs_masked, run.weight, *self._loss)
-
-    @property
-    def _loss(self) -> tuple[str, float]:
-        return self.settings.loss, self.settings.margin
-
-    def _penalty(self, run: _Run, params: Tensor, inverse: Tensor | None) -> Tensor | float:
+    def _penalty(self, block: _Block, params: Tensor, inverse: Tensor | None) -> tuple[Tensor | float, Derivatives]:
         if self.settings.regularizer is None:
-            return 0.0
+            return 0.0, []
         penalty = REGULARIZERS[self.settings.regularizer]
-        forward = penalty(run.operator, params, run.lhs, run.rhs)
-        backward = forward if inverse is None else penalty(run.operator, inverse, run.rhs, run.lhs)
-        value = forward + backward
-        return self.settings.regularization_weight * (value * run.weight).sum()
+        forward = penalty(block.operator, params, block.lhs, block.rhs)
+        backward = forward if inverse is None else penalty(block.operator, inverse, block.rhs, block.lhs)
+        value = self.settings.regularization_weight * ((forward + backward) * block.weight).sum()
+        return value.detach(), [(value, torch.ones_like(value))]
 
     def _masked(self, batch: ChunkedEdges, chunks: slice) -> tuple[Tensor, Tensor]:
         """The masked places of some chunks, counted from the first of them."""
@@ -148,7 +168,7 @@ class TwhinHead(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Run:
+class _Block:
     """Consecutive chunks of one operator; `rows` is the leaf that the four parts are cut from."""
 
     operator: Operator
@@ -177,15 +197,15 @@ class _BlockwiseLoss(torch.autograd.Function):
         by_rows, by_relations = torch.empty_like(rows), torch.zeros_like(relations)
         total, positive = rows.new_zeros(()), rows.new_zeros(())
         with torch.enable_grad():
-            for chunks, run in head.blocks(rows, batch):
-                loss, score = head.run_loss(run)
-                # An operator without parameters has no gradient by them.
-                grads = torch.autograd.grad(loss, (run.rows, relations), allow_unused=True)
-                by_rows[chunks] = grads[0]
+            for block in head.blocks(rows, by_rows, batch):
+                loss, score, derivatives = head.block_loss(block)
+                outputs, by_outputs = zip(*derivatives, strict=True)
+                # An operator without parameters has no gradient by them; the one by rows goes straight to `by_rows`.
+                grads = torch.autograd.grad(outputs, (block.rows, relations), by_outputs, allow_unused=True)
                 if grads[1] is not None:
                     by_relations += grads[1]
-                total += loss.detach()
-                positive += (score.detach() * (run.weight > 0)).sum()
+                total += loss
+                positive += (score * (block.weight > 0)).sum()
         ctx.save_for_backward(by_rows, by_relations)
         positive /= (batch.weight > 0).sum().clamp_min(1)
         ctx.mark_non_differentiable(positive)
@@ -202,25 +222,23 @@ class _SplitRows(torch.autograd.Function):
     """`ChunkShape.split`, with one gradient tensor for all four parts, though edges and candidates overlap."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, shape: ChunkShape) -> tuple[Tensor, ...]:
-        ctx.shape, ctx.rows_shape = shape, rows.shape
+    def forward(ctx: Any, rows: Tensor, by_rows: Tensor, shape: ChunkShape) -> tuple[Tensor, ...]:
+        ctx.shape, ctx.by_rows = shape, by_rows
         return shape.split(rows)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        total = torch.empty(ctx.rows_shape, dtype=grads[0].dtype, device=grads[0].device)
-        lhs, lhs_candidates, rhs, rhs_candidates = ctx.shape.split(total)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        lhs, lhs_candidates, rhs, rhs_candidates = ctx.shape.split(ctx.by_rows)
+        skipped = ctx.shape.size - ctx.shape.num_in_batch
         for edges, candidates, by_edges, by_candidates in (
             (lhs, lhs_candidates, grads[0], grads[1]),
             (rhs, rhs_candidates, grads[2], grads[3]),
         ):
-            num_overlapping = ctx.shape.num_in_batch
-            skipped = ctx.shape.size - num_overlapping
             candidates.copy_(by_candidates)
             edges[:, :skipped] = by_edges[:, :skipped]
             edges[:, skipped:] += by_edges[:, skipped:]
-        return total, None
+        return ctx.by_rows, None, None
 
 
 class TwhinModel(nn.Module):

@@ -36,9 +36,13 @@ class Operator:
         """Move embeddings `x [..., D]`: `op(x) [..., D]`."""
         return x
 
-    def adjoint(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`(q [..., D], b [...] or None)` with `op(x) . y = x . q + b` for every x."""
-        return y, None
+    def adjoint(self, y: Tensor, params: Tensor) -> Tensor:
+        """`q [..., D]` with `op(x) . y = x . q + b` for every x, where `b` is the bias below."""
+        return y
+
+    def adjoint_bias(self, y: Tensor, params: Tensor) -> Tensor | None:
+        """`b [...]`, or None for zeros."""
+        return None
 
     def norm_form(self, params: Tensor) -> NormForm:
         """`(s, l, c)` with `|op(x)|^2 = x^2 . s + x . l + c`; None stands for ones, zeros and zero."""
@@ -59,9 +63,9 @@ class Translation(Operator):
         """`x + t`."""
         return x + params
 
-    def adjoint(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor | None]:
+    def adjoint_bias(self, y: Tensor, params: Tensor) -> Tensor | None:
         """`(x + t) . y = x . y + t . y`."""
-        return y, (params * y).sum(-1)
+        return (params * y).sum(-1)
 
     def norm_form(self, params: Tensor) -> NormForm:
         """`|x + t|^2 = |x|^2 + 2 x . t + |t|^2`."""
@@ -82,9 +86,9 @@ class Diagonal(Operator):
         """`d * x`."""
         return x * params
 
-    def adjoint(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor | None]:
+    def adjoint(self, y: Tensor, params: Tensor) -> Tensor:
         """`(d * x) . y = x . (d * y)`."""
-        return y * params, None
+        return y * params
 
     def norm_form(self, params: Tensor) -> NormForm:
         """`|d * x|^2 = x^2 . d^2`."""
@@ -109,11 +113,11 @@ class ComplexDiagonal(Operator):
         c_re, c_im = params.chunk(2, dim=-1)
         return torch.cat([x_re * c_re - x_im * c_im, x_re * c_im + x_im * c_re], dim=-1)
 
-    def adjoint(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor | None]:
+    def adjoint(self, y: Tensor, params: Tensor) -> Tensor:
         """The adjoint of a complex product is the product with the conjugate."""
         y_re, y_im = y.chunk(2, dim=-1)
         c_re, c_im = params.chunk(2, dim=-1)
-        return torch.cat([y_re * c_re + y_im * c_im, y_im * c_re - y_re * c_im], dim=-1), None
+        return torch.cat([y_re * c_re + y_im * c_im, y_im * c_re - y_re * c_im], dim=-1)
 
     def norm_form(self, params: Tensor) -> NormForm:
         """`|c * x|^2 = |c|^2 |x|^2`, per complex number."""

@@ -39,8 +39,8 @@ def score_rhs(operator: Operator, comparator: Comparator, params: Tensor, lhs: T
 
 def score_lhs(operator: Operator, comparator: Comparator, params: Tensor, rhs: Tensor, candidates: Tensor) -> Tensor:
     """Scores of candidates for the left-hand side; shapes as in `score_rhs`, with `rhs [..., C, D]`."""
-    query, bias = operator.adjoint(rhs, params)
-    dots = query @ candidates.transpose(-1, -2)
+    dots = operator.adjoint(rhs, params) @ candidates.transpose(-1, -2)
+    bias = operator.adjoint_bias(rhs, params)
     if bias is not None:
         dots = dots + bias.unsqueeze(-1)
     if comparator == "dot":

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tml.projects.twhin.models.chunk_loss import dots_loss, scores_loss
-from tml.projects.twhin.models.losses import LOSSES, MASKED_SCORE
+from tml.projects.twhin.models.chunk_loss import SideLoss
+from tml.projects.twhin.models.losses import LOSSES, MASKED_SCORE, SHIFT_INVARIANT
 
 POSITIVE = torch.tensor([1.0])
 NEGATIVE = torch.tensor([[0.5, -0.2]])
@@ -45,8 +45,9 @@ def test_negatives_fall_and_the_positive_rises(name: str) -> None:
     optimizer = torch.optim.SGD([positive, negative], lr=0.5)
     nothing = torch.empty(0, dtype=torch.int64)
     for _ in range(10):
-        optimizer.zero_grad()
-        scores_loss(positive, negative, nothing, torch.ones(1, 4), name, 1.0).backward()
+        _, derivatives = SideLoss(name, 1.0).of_scores(positive, negative, nothing, torch.ones(1, 4))
+        for scores, derivative in derivatives:
+            scores.grad = derivative
         optimizer.step()
     assert (positive > 0.1).all()
     assert (negative < -0.1).all()
@@ -72,32 +73,57 @@ def _reference(name: str, positive: Tensor, negative: Tensor, masked: Tensor, we
 
 def _inputs() -> tuple[Tensor, ...]:
     torch.manual_seed(3)
-    positive = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     queries = torch.randn(3, 4, 6, dtype=torch.float64, requires_grad=True)
     candidates = torch.randn(3, 5, 6, dtype=torch.float64, requires_grad=True)
+    own = torch.randn(3, 4, 6, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    # The second edge of the first chunk has no negative left.
-    masked = torch.tensor([0, 5, 6, 7, 8, 9, 33, 59])
     weight = torch.rand(3, 4, dtype=torch.float64)
-    return positive, queries, candidates, bias, masked, weight
+    return queries, candidates, own, bias, weight
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_loss_and_gradients_equal_autograd_of_the_definition(name: str) -> None:
-    positive, queries, candidates, bias, masked, weight = _inputs()
-    inputs = (positive, queries, candidates, bias)
+def test_loss_and_derivatives_equal_autograd_of_the_definition(name: str) -> None:
+    inputs = queries, candidates, own, bias = _inputs()[:4]
+    weight = _inputs()[4]
+    # The second edge of the first chunk has no negative left.
+    masked = torch.tensor([0, 5, 6, 7, 8, 9, 33, 59])
+    positive = (queries * own).sum(-1) + bias
     negative = queries @ candidates.transpose(1, 2) + bias.unsqueeze(-1)
     expected = _reference(name, positive, negative, masked, weight, 0.7)
-    expected_grads = torch.autograd.grad(expected, inputs)
-    fused = dots_loss(queries, candidates, bias, positive, masked, weight, name, 0.7)
-    from_scores = scores_loss(
-        positive, queries @ candidates.transpose(1, 2) + bias.unsqueeze(-1), masked, weight, name, 0.7
-    )
-    for loss in (fused, from_scores):
-        torch.testing.assert_close(loss, expected)
-        # Twice the loss has twice the gradient: what comes from above must reach every input.
-        for grad, wanted in zip(torch.autograd.grad(2 * loss, inputs), expected_grads, strict=True):
-            torch.testing.assert_close(grad, 2 * wanted)
+    side = SideLoss(name, 0.7)
+    loss, found, by_dots = side.of_dots(queries, candidates, own, masked, weight, bias)
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(found, positive.detach())
+    loss, by_scores = side.of_scores(positive, negative, masked, weight)
+    torch.testing.assert_close(loss, expected.detach())
+    for derivatives in (by_dots, by_scores):
+        outputs, by_outputs = zip(*derivatives, strict=True)
+        found = torch.autograd.grad(outputs, inputs, by_outputs, retain_graph=True)
+        wanted = torch.autograd.grad(expected, inputs, retain_graph=True)
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_positive_scores_are_read_off_the_diagonal_where_the_ends_are_candidates(name: str) -> None:
+    queries, candidates, _, bias, weight = _inputs()
+    diagonal = torch.arange(3).unsqueeze(1) * 20 + torch.arange(4) * 6
+    masked = torch.cat([diagonal.flatten(), torch.tensor([1, 13, 44])]).sort().values
+    side = SideLoss(name, 0.7)
+    results = [side.of_dots(queries, candidates, own, masked, weight, bias) for own in (None, candidates[:, :4])]
+    grads = []
+    for _, _, derivatives in results:
+        outputs, by_outputs = zip(*derivatives, strict=True)
+        grads.append(torch.autograd.grad(outputs, (queries, candidates, bias), by_outputs, retain_graph=True))
+    torch.testing.assert_close(results[0][:2], results[1][:2])
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+@pytest.mark.parametrize("name", sorted(SHIFT_INVARIANT))
+def test_a_bias_of_all_scores_of_an_edge_changes_nothing(name: str) -> None:
+    positive, negative = torch.randn(4), torch.randn(4, 5)
+    plain = LOSSES[name](positive, negative.clone(), 0.7)
+    shifted = LOSSES[name](positive + 3.0, negative + 3.0, 0.7)
+    torch.testing.assert_close(plain, shifted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", LOSSES)

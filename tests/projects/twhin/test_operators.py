@@ -26,7 +26,7 @@ def test_values_worked_by_hand() -> None:
 @pytest.mark.parametrize("name", OPERATORS)
 def test_adjoint_moves_the_operator_to_the_other_side_of_the_dot_product(name: str) -> None:
     operator, x, y, p = OPERATORS[name], _random(5, DIM), _random(5, DIM, seed=1), _random(5, DIM, seed=2)
-    query, bias = operator.adjoint(y, p)
+    query, bias = operator.adjoint(y, p), operator.adjoint_bias(y, p)
     moved = (x * query).sum(-1) + (0 if bias is None else bias)
     torch.testing.assert_close(moved, (operator.apply(x, p) * y).sum(-1))
 
