@@ -1,4 +1,4 @@
-"""Losses of classifiers with weighted examples and several tasks, and a loss's mean over ranks for the log.
+"""Losses of classifiers with weighted examples and several tasks.
 
 Letters: `B` examples, `C` classes, `T` tasks.
 """
@@ -11,15 +11,13 @@ from functools import partial
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from tml.common.errors import ConfigError, DataError
+from tml.core.losses.reduction import Loss, Reduction, reduce_losses
 
-Reduction = Literal["mean", "sum"]
 GlobalReduction = Literal["mean", "sum", "min", "max", "median"]
-Loss = Callable[..., Tensor]
 
 
 class LossType(enum.StrEnum):
@@ -50,7 +48,7 @@ def bce_with_logits(
     """
     factor = None if pos_weight == 1.0 else logits.new_tensor(pos_weight)
     losses = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none", pos_weight=factor)
-    return _reduce(losses, weights, reduction)
+    return reduce_losses(losses, weights, reduction)
 
 
 def cross_entropy(
@@ -67,7 +65,7 @@ def cross_entropy(
     Returns:
         A scalar.
     """
-    return _reduce(F.cross_entropy(logits, labels, reduction="none"), weights, reduction)
+    return reduce_losses(F.cross_entropy(logits, labels, reduction="none"), weights, reduction)
 
 
 def build_loss(loss_type: LossType, reduction: Reduction = "mean") -> Loss:
@@ -133,39 +131,6 @@ def build_multi_task_loss(
         return {**losses, "loss": combine(torch.stack(list(losses.values())))}
 
     return multi_task_loss
-
-
-def get_global_loss_detached(local_loss: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Returns the mean of the ranks' losses, cut off from the graph. The argument is left as it is.
-
-    Args:
-        local_loss: this rank's loss, of the same shape on every rank.
-        group: ranks that take part; all by default. Without a process group the loss itself is the mean.
-    """
-    # A detached tensor shares its storage, and all-reduce works in place.
-    total = local_loss.detach().clone()
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(total, group=group)
-        total /= dist.get_world_size(group)
-    return total
-
-
-def _reduce(losses: Tensor, weights: Tensor | None, reduction: Reduction) -> Tensor:
-    if weights is None:
-        weights = torch.ones_like(losses)
-    elif weights.shape != losses.shape:
-        raise DataError(
-            "weights must have the shape of the losses",
-            value=tuple(weights.shape),
-            limit=tuple(losses.shape),
-            fix="give every example one weight",
-        )
-    weights = weights.to(losses.dtype)
-    total = (losses * weights).sum()
-    if reduction == "sum":
-        return total
-    total_weight = weights.sum()
-    return total / torch.where(total_weight > 0, total_weight, 1.0)
 
 
 _LOSSES: dict[LossType, Loss] = {
