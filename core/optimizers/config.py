@@ -18,6 +18,8 @@ Step = Annotated[int, Field(ge=0, le=10**12)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Eps = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 WeightDecay = Annotated[float, Field(ge=0, le=1)]
+Accumulator = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
 
 class PiecewiseConstantConfig(BaseConfig):
@@ -142,6 +144,14 @@ class SgdConfig(BaseConfig):
     weight_decay: WeightDecay = Field(default=0.0, description="L2 penalty; not for embedding tables.")
 
 
+class MomentumConfig(BaseConfig):
+    """Stochastic gradient descent along the decaying sum of gradients; not for embedding tables."""
+
+    learning_rate: LearningRateConfig = Field(description="Number or schedule.")
+    momentum: Beta = Field(default=0.9, description="Decay of the sum.")
+    weight_decay: WeightDecay = Field(default=0.0, description="L2 penalty, added to the gradient.")
+
+
 class AdagradConfig(BaseConfig):
     """Adagrad, one accumulator per weight."""
 
@@ -149,6 +159,11 @@ class AdagradConfig(BaseConfig):
     # Zero would make 0 / 0 of every weight whose gradient has always been zero.
     eps: Eps = Field(default=1e-8, description="Added to the root of the accumulator.")
     weight_decay: WeightDecay = Field(default=0.0, description="L2 penalty; not for embedding tables.")
+    initial_accumulator: Accumulator = Field(
+        default=0.0,
+        description="Sum of squares at the start, which tames the first steps; TensorFlow 1 has 0.1. Not for embedding "
+        "tables.",
+    )
 
 
 class RowwiseAdagradConfig(BaseConfig):
@@ -168,14 +183,59 @@ class AdamConfig(BaseConfig):
     weight_decay: WeightDecay = Field(default=0.0, description="L2 penalty, added to the gradient.")
 
 
+class LazyAdamConfig(BaseConfig):
+    """Adam that leaves rows without a gradient alone, where gradients are sparse; not for embedding tables."""
+
+    learning_rate: LearningRateConfig = Field(description="Number or schedule.")
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), description="Decay of the two moments.")
+    eps: Eps = Field(default=1e-8, description="Added to the root of the second moment.")
+
+
+class RmspropConfig(BaseConfig):
+    """RMSProp; not for embedding tables.
+
+    The defaults of decay, eps and initial_accumulator are TensorFlow 1's; torch has 0.99, 1e-8 and 0. As in torch, eps
+    is added to the root of the mean square, where TensorFlow adds it inside the root.
+    """
+
+    learning_rate: LearningRateConfig = Field(description="Number or schedule.")
+    decay: Beta = Field(default=0.9, description="Decay of the mean square of the gradient.")
+    eps: Eps = Field(default=1e-10, description="Added to the root of the mean square.")
+    momentum: Beta = Field(default=0.0, description="Decay of the sum of scaled gradients.")
+    centered: bool = Field(default=False, description="Divide by the deviation of the gradient, not by its size.")
+    weight_decay: WeightDecay = Field(default=0.0, description="L2 penalty, added to the gradient.")
+    initial_accumulator: Accumulator = Field(
+        default=1.0, description="Mean square at the start; with 0 the first steps are about 1 / sqrt(1 - decay) rates."
+    )
+
+
+class FtrlConfig(BaseConfig):
+    """FTRL-proximal, whose L1 penalty makes weights exactly zero; not for embedding tables."""
+
+    learning_rate: LearningRateConfig = Field(description="Number or schedule.")
+    learning_rate_power: float = Field(
+        default=-0.5, ge=-1, le=0, description="Power of the sum of squares in a weight's rate; 0 keeps the rate."
+    )
+    # Zero would make 0 / 0 of every weight whose gradient has always been zero.
+    initial_accumulator: Accumulator = Field(default=0.1, gt=0, description="Sum of squares at the start.")
+    l1: Penalty = Field(default=0.0, description="Penalty of a weight's absolute value.")
+    l2: Penalty = Field(default=0.0, description="Penalty of a weight's square.")
+
+
 class OptimizerConfig(BaseConfig):
     """One optimizer by name."""
 
-    one_of: ClassVar[tuple[tuple[str, ...], ...]] = (("sgd", "adagrad", "rowwise_adagrad", "adam"),)
+    one_of: ClassVar[tuple[tuple[str, ...], ...]] = (
+        ("sgd", "momentum", "adagrad", "rowwise_adagrad", "rmsprop", "ftrl", "lazy_adam", "adam"),
+    )
 
     sgd: SgdConfig | None = Field(default=None, description="Stochastic gradient descent.")
+    momentum: MomentumConfig | None = Field(default=None, description="Gradient descent with momentum.")
     adagrad: AdagradConfig | None = Field(default=None, description="Adagrad.")
     rowwise_adagrad: RowwiseAdagradConfig | None = Field(default=None, description="Row-wise Adagrad.")
+    rmsprop: RmspropConfig | None = Field(default=None, description="RMSProp.")
+    ftrl: FtrlConfig | None = Field(default=None, description="FTRL-proximal.")
+    lazy_adam: LazyAdamConfig | None = Field(default=None, description="Adam for sparse gradients.")
     adam: AdamConfig | None = Field(default=None, description="Adam.")
 
     @property

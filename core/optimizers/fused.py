@@ -12,6 +12,8 @@ from typing import Any, Protocol
 from tml.common.errors import ConfigError
 from tml.core.optimizers.config import OptimizerConfig
 
+_FUSED_KINDS = ("sgd", "adagrad", "rowwise_adagrad", "adam")
+
 
 class FusedOptimizer(Protocol):
     """What the loop asks of an optimizer that updates its tables during backward."""
@@ -84,7 +86,8 @@ def check_fused_support(config: OptimizerConfig, device_type: str, where: str = 
     """Refuses settings that the fused kernels do not have, or would silently ignore.
 
     On a CPU the kernels have SGD, Adagrad and row-wise Adagrad, and accept a weight decay without applying it; on a GPU
-    they also have Adam, and apply weight decay for Adam and row-wise Adagrad. No kernel has SGD with momentum.
+    they also have Adam, and apply weight decay for Adam and row-wise Adagrad. No kernel has SGD with momentum, nor
+    RMSProp, FTRL or LazyAdam; Adam itself is lazy in a table, as only rows of the batch are updated.
 
     Args:
         config: the optimizer of embedding tables.
@@ -95,6 +98,13 @@ def check_fused_support(config: OptimizerConfig, device_type: str, where: str = 
         ConfigError: names the setting and what to do instead.
     """
     name, section = config.chosen
+    if name not in _FUSED_KINDS:
+        raise ConfigError(
+            f"{name} is not available for embedding tables",
+            where=f"{where}.{name}",
+            limit=", ".join(_FUSED_KINDS),
+            fix="use rowwise_adagrad",
+        )
     if name == "adam" and device_type == "cpu":
         raise ConfigError(
             "Adam is not available for embedding tables on a CPU",
@@ -109,6 +119,14 @@ def check_fused_support(config: OptimizerConfig, device_type: str, where: str = 
             value=section.momentum,
             limit=0,
             fix="leave momentum out, or use rowwise_adagrad",
+        )
+    if name == "adagrad" and section.initial_accumulator > 0:
+        raise ConfigError(
+            "the accumulator of embedding tables begins at 0",
+            where=f"{where}.adagrad.initial_accumulator",
+            value=section.initial_accumulator,
+            limit=0,
+            fix="leave initial_accumulator out",
         )
     decays = device_type != "cpu" and name in ("rowwise_adagrad", "adam")
     if section.weight_decay > 0 and not decays:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from tml.common.errors import ConfigError
 from tml.core.optimizers.config import OptimizerConfig
+from tml.core.optimizers.ftrl import Ftrl
 from tml.core.optimizers.fused import FusedOptimizer
+from tml.core.optimizers.lazy_adam import LazyAdam
 from tml.core.optimizers.schedules import Schedule
 
 
@@ -49,14 +51,27 @@ class Optimizers:
         self.schedules = dict(schedules)
         for optimizer in self.dense.values():
             initialise_state(optimizer)
+        self._may_be_sparse = True
 
     def zero_grad(self) -> None:
         """Forgets the gradients of dense parameters. Fused tables keep none."""
         for optimizer in self.dense.values():
             optimizer.zero_grad(set_to_none=True)
 
+    def dense_parameters(self) -> list[nn.Parameter]:
+        """The parameters that `step()` updates, in the order of optimizers and of their groups."""
+        return [parameter for optimizer in self.dense.values() for _, parameter in _named_parameters(optimizer)]
+
     def step(self) -> None:
-        """Updates dense parameters. Fused tables have been updated during backward."""
+        """Updates dense parameters. Fused tables have been updated during backward.
+
+        Raises:
+            ConfigError: an optimizer cannot use a sparse gradient.
+        """
+        if self._may_be_sparse:
+            for name, optimizer in self.dense.items():
+                _require_usable_gradients(name, optimizer)
+            self._may_be_sparse = False  # how a module makes its gradients does not change
         for optimizer in self.dense.values():
             optimizer.step()
 
@@ -144,6 +159,19 @@ def _zero_state(state: dict[str, Any]) -> None:
             raise TypeError(f"optimizer state {name!r} is a {type(value).__name__}; a checkpoint holds tensors only")
 
 
+def _require_usable_gradients(name: str, optimizer: torch.optim.Optimizer) -> None:
+    of_dense_gradients = type(optimizer).__name__ in ("Adam", "RMSprop", "RowWiseAdagrad")
+    sparse = [key for key, p in _named_parameters(optimizer) if p.grad is not None and p.grad.is_sparse]
+    if sparse and (of_dense_gradients or any(group.get("weight_decay") for group in optimizer.param_groups)):
+        raise ConfigError(
+            "the optimizer cannot use a sparse gradient",
+            where=f"optimizer {name}, parameter {sparse[0]}",
+            value=type(optimizer).__name__,
+            limit="sgd, momentum, adagrad, ftrl or lazy_adam, without weight_decay",
+            fix="use lazy_adam for adam, adagrad for the others",
+        )
+
+
 def _named_parameters(optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     names = [name for group in optimizer.param_groups for name in group.get("param_names", ())]
@@ -157,7 +185,13 @@ def _sgd(section: Any, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Op
 
 
 def _adagrad(section: Any, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.Adagrad(parameters.items(), lr=0.0, eps=section.eps, weight_decay=section.weight_decay)
+    return torch.optim.Adagrad(
+        parameters.items(),
+        lr=0.0,
+        eps=section.eps,
+        weight_decay=section.weight_decay,
+        initial_accumulator_value=section.initial_accumulator,
+    )
 
 
 def _rowwise_adagrad(section: Any, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
@@ -185,9 +219,44 @@ def _adam(section: Any, parameters: Mapping[str, nn.Parameter]) -> torch.optim.O
     )
 
 
+def _lazy_adam(section: Any, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    return LazyAdam(parameters.items(), lr=0.0, betas=section.betas, eps=section.eps)
+
+
+def _rmsprop(section: Any, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    optimizer = torch.optim.RMSprop(
+        parameters.items(),
+        lr=0.0,
+        alpha=section.decay,
+        eps=section.eps,
+        weight_decay=section.weight_decay,
+        momentum=section.momentum,
+        centered=section.centered,
+    )
+    initialise_state(optimizer)
+    for state in optimizer.state.values():
+        state["square_avg"].fill_(section.initial_accumulator)
+    return optimizer
+
+
+def _ftrl(section: Any, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    return Ftrl(
+        parameters.items(),
+        lr=0.0,
+        learning_rate_power=section.learning_rate_power,
+        initial_accumulator=section.initial_accumulator,
+        l1=section.l1,
+        l2=section.l2,
+    )
+
+
 _DENSE_BUILDERS: dict[str, Callable[[Any, Mapping[str, nn.Parameter]], torch.optim.Optimizer]] = {
     "sgd": _sgd,
+    "momentum": _sgd,
     "adagrad": _adagrad,
     "rowwise_adagrad": _rowwise_adagrad,
+    "rmsprop": _rmsprop,
+    "ftrl": _ftrl,
+    "lazy_adam": _lazy_adam,
     "adam": _adam,
 }

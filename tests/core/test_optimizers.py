@@ -8,16 +8,19 @@ from tml.core.optimizers.optimizers import Optimizers, build_dense_optimizer
 from tml.core.optimizers.schedules import build_schedule
 
 ALL = {
-    "sgd": {"learning_rate": 0.1},
-    "momentum": {"learning_rate": 0.1, "momentum": 0.9},
-    "adagrad": {"learning_rate": 0.1},
+    "sgd": {"learning_rate": 0.1, "momentum": 0.8},
+    "momentum": {"learning_rate": 0.1},
+    "adagrad": {"learning_rate": 0.1, "initial_accumulator": 0.1},
     "rowwise_adagrad": {"learning_rate": 0.1},
+    "rmsprop": {"learning_rate": 0.1, "momentum": 0.5, "centered": True},
+    "ftrl": {"learning_rate": 0.1, "l1": 0.01},
+    "lazy_adam": {"learning_rate": 0.1},
     "adam": {"learning_rate": 0.1, "weight_decay": 0.1},
 }
 
 
-def config_of(kind):
-    return OptimizerConfig.model_validate({"sgd" if kind == "momentum" else kind: ALL[kind]})
+def config_of(kind, **settings):
+    return OptimizerConfig.model_validate({kind: settings or ALL[kind]})
 
 
 def parameters(seed=0):
@@ -46,7 +49,8 @@ def test_sgd_moves_by_rate_times_gradient_at_the_scheduled_steps():
     schedule = build_schedule(
         LearningRateConfig.model_validate({"piecewise_constant": {"boundaries": [2], "values": [0.5, 0.25]}})
     )
-    optimizers = build("sgd", {"weight": weight}, schedule)
+    optimizer = build_dense_optimizer(config_of("sgd", learning_rate=1), {"weight": weight})
+    optimizers = Optimizers({"dense": optimizer}, {}, {"dense": schedule})
     moved = []
     for step in range(4):
         before = weight.item()
@@ -60,7 +64,8 @@ def test_sgd_moves_by_rate_times_gradient_at_the_scheduled_steps():
 
 def test_adagrad_first_step_is_the_rate_in_every_direction():
     weight = nn.Parameter(torch.tensor([[0.0, 0.0]]))
-    optimizers = build("adagrad", {"weight": weight}, lambda step: 0.1)
+    optimizer = build_dense_optimizer(config_of("adagrad", learning_rate=0.1), {"weight": weight})
+    optimizers = Optimizers({"dense": optimizer}, {}, {"dense": lambda step: 0.1})
     optimizers.set_learning_rates(0)
     (weight * torch.tensor([[3.0, -4.0]])).sum().backward()
     optimizers.step()
@@ -117,7 +122,7 @@ def test_building_leaves_parameters_gradients_and_rates_as_they_were(kind):
     assert optimizer.param_groups[0]["lr"] == 0.375
 
 
-@pytest.mark.parametrize("kind", ["momentum", "adagrad", "rowwise_adagrad", "adam"])
+@pytest.mark.parametrize("kind", sorted(ALL))
 def test_state_loaded_before_the_first_step_continues_bit_equal(kind):
     whole = parameters()
     train(build(kind, whole), whole, range(6))
@@ -136,6 +141,16 @@ def test_state_loaded_before_the_first_step_continues_bit_equal(kind):
     train(resumed, second, range(3, 6))
     for name in whole:
         assert torch.equal(whole[name], second[name])
+
+
+@pytest.mark.parametrize("kind", sorted(set(ALL) - {"sgd"}))
+def test_the_state_of_every_optimizer_that_has_one_is_in_the_checkpoint_from_the_start(kind):
+    params = parameters()
+    optimizers = build(kind, params)
+    at_the_start = {name: tensor.shape for name, tensor in optimizers.checkpoint_tensors().items()}
+    train(optimizers, params, range(2))
+    assert {name: tensor.shape for name, tensor in optimizers.checkpoint_tensors().items()} == at_the_start
+    assert {name.split(".")[1] for name in at_the_start} == {"theta", "bias"}
 
 
 def test_checkpoint_names_optimizer_parameter_and_state():

@@ -107,3 +107,35 @@ def test_weight_decay_that_the_kernel_would_ignore_is_refused(name):
 
 def test_weight_decay_of_rowwise_adagrad_is_taken_on_a_gpu():
     check_fused_support(optimizer(rowwise_adagrad={"learning_rate": 1, "weight_decay": 0.1}), "gpu")
+
+
+@pytest.mark.parametrize("name", ["momentum", "rmsprop", "ftrl", "lazy_adam"])
+def test_optimizers_that_no_kernel_has_are_refused_for_tables(name):
+    for device_type in ("cpu", "gpu"):
+        with pytest.raises(ConfigError, match=rf"{name} is not available(.|\n)*model\.user\.{name}"):
+            check_fused_support(optimizer(**{name: {"learning_rate": 1}}), device_type, where="model.user")
+
+
+def test_an_initial_accumulator_that_the_kernel_would_ignore_is_refused():
+    with pytest.raises(ConfigError, match=r"begins at 0(.|\n)*adagrad\.initial_accumulator"):
+        check_fused_support(optimizer(adagrad={"learning_rate": 1, "initial_accumulator": 0.1}), "cpu")
+
+
+def test_rmsprop_and_momentum_begin_as_in_tensorflow_1():
+    rmsprop = optimizer(rmsprop={"learning_rate": 1}).chosen[1]
+    assert (rmsprop.decay, rmsprop.eps, rmsprop.momentum, rmsprop.initial_accumulator) == (0.9, 1e-10, 0.0, 1.0)
+    assert optimizer(momentum={"learning_rate": 1}).chosen[1].momentum == 0.9
+    assert optimizer(ftrl={"learning_rate": 1}).chosen[1].initial_accumulator == 0.1
+
+
+@pytest.mark.parametrize(
+    ("settings", "limit"),
+    [
+        ({"initial_accumulator": 0}, "greater than 0"),
+        ({"learning_rate_power": 0.5}, "less than or equal to 0"),
+        ({"l1": -1}, "greater than or equal to 0"),
+        ({"l2": float("inf")}, "finite"),
+    ],
+)
+def test_fault_27_ftrl_settings_out_of_range_are_refused(settings, limit):
+    assert limit in refusal(OptimizerConfig, {"ftrl": {"learning_rate": 1, **settings}})

@@ -1,8 +1,10 @@
+import math
 import pickle
 
+import pydantic
 import pytest
 
-from tml.core.optimizers.config import LearningRateConfig
+from tml.core.optimizers.config import LearningRateConfig, PolynomialConfig
 from tml.core.optimizers.schedules import build_schedule
 
 
@@ -49,6 +51,49 @@ def test_polynomial_is_a_straight_line_by_default():
     assert rates(config, [0, 1, 2, 3, 4]) == pytest.approx([0.4001, 0.3001, 0.2001, 0.1001, 0.0001], rel=1e-12)
 
 
+@pytest.mark.parametrize("name", ["polynomial", "exponential", "inverse"])
+def test_bug_10_decay_steps_are_checked_by_value_and_the_default_power_is_1(name):
+    section = {"learning_rate": 1, "decay_rate": 0.5} if name != "polynomial" else {"learning_rate": 1}
+    for decay_steps in (0, -5):
+        with pytest.raises(pydantic.ValidationError, match="decay_steps"):
+            LearningRateConfig.model_validate({name: {**section, "decay_steps": decay_steps}})
+    assert PolynomialConfig(learning_rate=1, decay_steps=4).power == 1.0
+
+
+def test_cosine_without_restarts_is_a_ramp_of_length_0():
+    # Reference 1.8: lr * ((1 - alpha) * (1 + cos(pi * min(s, T) / T)) / 2 + alpha).
+    rate, alpha, length = 0.8, 0.25, 12
+    section = {"learning_rate": rate, "final_learning_rate": alpha * rate, "num_ramp_steps": 0}
+    got = rates({"linear_ramp_to_cosine": {**section, "final_num_steps": length}}, range(20))
+    waves = [0.5 * (1 + math.cos(math.pi * min(step, length) / length)) for step in range(20)]
+    assert got == pytest.approx([rate * ((1 - alpha) * wave + alpha) for wave in waves], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("config", "formula"),
+    [
+        (
+            {"exponential": {"learning_rate": 0.3, "decay_rate": 0.7, "decay_steps": 5}},
+            lambda s: 0.3 * 0.7 ** (s / 5),
+        ),
+        (
+            {"polynomial": {"learning_rate": 0.3, "decay_steps": 7, "power": 3.0}},
+            lambda s: (0.3 - 1e-4) * (1 - min(s, 7) / 7) ** 3 + 1e-4,
+        ),
+        (
+            {"inverse": {"learning_rate": 0.3, "decay_rate": 0.7, "min_learning_rate": 0.05}},
+            lambda s: max(0.3 / (1 + 0.7 * s), 0.05),
+        ),
+        (
+            {"piecewise_constant": {"boundaries": [3, 8], "values": [0.3, 0.2, 0.1]}},
+            lambda s: 0.3 if s < 3 else 0.2 if s < 8 else 0.1,
+        ),
+    ],
+)
+def test_decays_agree_with_their_closed_forms_at_every_step(config, formula):
+    assert rates(config, range(20)) == pytest.approx([formula(step) for step in range(20)], rel=1e-12)
+
+
 def test_inverse_decays_to_its_lower_limit():
     section = {"learning_rate": 1.0, "decay_rate": 0.5, "decay_steps": 2, "min_learning_rate": 0.3}
     assert rates({"inverse": section}, [0, 2, 4, 8, 100]) == pytest.approx([1.0, 2 / 3, 0.5, 1 / 3, 0.3], rel=1e-12)
@@ -70,8 +115,6 @@ def test_cosine_restarts_shrink_in_height_towards_alpha():
 
 @pytest.mark.parametrize("t_mul", [1.0, 1.5, 2.0, 3.0, 7.0])
 def test_cosine_restarts_agree_with_walking_from_wave_to_wave(t_mul):
-    import math
-
     schedule = build_schedule(
         LearningRateConfig.model_validate(
             {"cosine_restarts": {"learning_rate": 1.0, "first_decay_steps": 4, "t_mul": t_mul, "m_mul": 0.9}}
