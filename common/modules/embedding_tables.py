@@ -4,7 +4,8 @@ Letters: `K` ids of a look-up, `G` groups (physical tables, usually one), `D` em
 
 Two engines behind one door, chosen by `build_tables`:
 
-- `LocalTables`: one CPU rank calls fbgemm's table-batched kernel itself and is spared torchrec's work between ranks.
+- `LocalTables`: one CPU rank calls its kernels itself and is spared torchrec's work between ranks. float32 tables have
+  the kernel of `row_kernel.py`, which uses all cores; float16 ones fbgemm's table-batched kernel.
 - `ShardedTables`: several ranks or a GPU go through torchrec's EmbeddingBagCollection, which
   `DistributedModelParallel` shards row-wise.
 
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.modules.embedding_configs import DataType as TorchrecDataType
 
+from tml.common.modules.row_kernel import RowKernel
 from tml.common.modules.table_layout import FusedKind, FusedOptimizerSpec, TableGroup, TableLayout
 
 # Rows are drawn in blocks that each have a seed of their own, so that a rank can draw just its shard and any sharding
@@ -45,7 +47,7 @@ _EMB_OPTIMIZERS: dict[FusedKind, EmbOptimType] = {
 
 
 class LocalTables(nn.Module):
-    """Tables of one CPU rank, one fbgemm kernel a group.
+    """Tables of one CPU rank, one kernel a group.
 
     Args:
         layout: the groups.
@@ -73,7 +75,7 @@ class LocalTables(nn.Module):
 
     def weights(self) -> list[Tensor]:
         """The live physical tables, `[rows, D]` each, in the order of `layout.groups`."""
-        return [kernel.split_embedding_weights()[0] for kernel in self.kernels]  # type: ignore[operator]
+        return [kernel.weight for kernel in self.kernels]  # type: ignore[misc]
 
     def set_learning_rate(self, group: int, learning_rate: float) -> None:
         """Set the rate of one group's fused optimizer from the next backward on."""
@@ -82,10 +84,9 @@ class LocalTables(nn.Module):
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """Live weights and optimizer states by name."""
         tensors: dict[str, Tensor] = {}
-        for group, kernel, weight in zip(self.layout.groups, self.kernels, self.weights(), strict=True):
-            tensors[f"tables.{group.name}.weight"] = weight
-            states = kernel.split_optimizer_states()  # type: ignore[operator]
-            for number, state in enumerate(states[0] if states else (), start=1):
+        for group, kernel in zip(self.layout.groups, self.kernels, strict=True):
+            tensors[f"tables.{group.name}.weight"] = kernel.weight  # type: ignore[assignment]
+            for number, state in enumerate(kernel.states(), start=1):  # type: ignore[operator]
                 tensors[f"tables.{group.name}.momentum{number}"] = state
         return tensors
 
@@ -187,14 +188,38 @@ def kernel_arguments(optimizer: FusedOptimizerSpec) -> Mapping[str, object]:
     return arguments
 
 
-def _local_kernel(group: TableGroup) -> SplitTableBatchedEmbeddingBagsCodegen:
-    return SplitTableBatchedEmbeddingBagsCodegen(
-        [(group.num_rows, group.embedding_dim, EmbeddingLocation.HOST, ComputeDevice.CPU)],
-        weights_precision=SparseType.FP16 if group.data_type == "fp16" else SparseType.FP32,
-        output_dtype=SparseType.FP32,
-        stochastic_rounding=False,
-        # Ids are checked once, where their file and row are still known (projects' data rooms).
-        bounds_check_mode=BoundsCheckMode.NONE,
-        table_names=[group.name],
-        **kernel_arguments(group.optimizer),  # type: ignore[arg-type]
-    )
+class _HalfKernel(nn.Module):
+    """fbgemm's table-batched kernel for a float16 table; the same interface as `RowKernel`."""
+
+    def __init__(self, group: TableGroup) -> None:
+        super().__init__()
+        self._kernel = SplitTableBatchedEmbeddingBagsCodegen(
+            [(group.num_rows, group.embedding_dim, EmbeddingLocation.HOST, ComputeDevice.CPU)],
+            weights_precision=SparseType.FP16,
+            output_dtype=SparseType.FP32,
+            stochastic_rounding=False,
+            # Ids are checked once, where their file and row are still known (projects' data rooms).
+            bounds_check_mode=BoundsCheckMode.NONE,
+            table_names=[group.name],
+            **kernel_arguments(group.optimizer),  # type: ignore[arg-type]
+        )
+
+    @property
+    def weight(self) -> Tensor:
+        return self._kernel.split_embedding_weights()[0]
+
+    def states(self) -> list[Tensor]:
+        states = self._kernel.split_optimizer_states()
+        return list(states[0]) if states else []
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        self._kernel.set_learning_rate(learning_rate)
+
+    def forward(self, ids: Tensor, offsets: Tensor) -> Tensor:
+        return self._kernel(ids, offsets)
+
+
+def _local_kernel(group: TableGroup) -> RowKernel | _HalfKernel:
+    if group.data_type == "fp16":
+        return _HalfKernel(group)
+    return RowKernel(group.num_rows, group.embedding_dim, group.optimizer)
