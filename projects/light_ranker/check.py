@@ -1,0 +1,46 @@
+"""A look at a run before it starts: files, columns, every row, memory. Trains nothing."""
+
+from __future__ import annotations
+
+from tml.ml_logging import get_logger
+from tml.projects.light_ranker.calibration import Sample
+from tml.projects.light_ranker.config import LightRankerConfig
+from tml.projects.light_ranker.data.dataset import count_rows
+from tml.projects.light_ranker.features.spec import FeatureSpec
+from tml.projects.light_ranker.models.objective import Objective
+from tml.projects.light_ranker.models.tables import MlpSlots
+
+logger = get_logger(__name__)
+
+_BYTES = {"fp32": 4, "fp16": 2}
+
+
+def check_run(config: LightRankerConfig, device_type: str) -> dict[str, float]:
+    """Raise what a run would raise, in seconds; say what it will need.
+
+    Returns:
+        `rows.<split>`, and `table_bytes`: weights and optimizer state of the tables, on all ranks together.
+    """
+    spec = FeatureSpec.load(config.features_dir)
+    Objective(config.loss, spec)
+    found: dict[str, float] = {}
+    sections = {"train": config.train_data, "validation": config.validation_data, "test": config.test_data}
+    for name, section in sections.items():
+        if section is not None:
+            found[f"rows.{name}"] = count_rows(section, spec)
+            logger.info("%s: %d rows, all values in range", name, found[f"rows.{name}"])
+    Sample(config, spec)
+    found["table_bytes"] = _table_bytes(config, spec, device_type)
+    logger.info("tables and their optimizer state need %.1f MiB", found["table_bytes"] / 2**20)
+    return found
+
+
+def _table_bytes(config: LightRankerConfig, spec: FeatureSpec, device_type: str) -> float:
+    if config.model.mlp is None:
+        assert config.model.lolly_lr is not None
+        return 4.0 * 2**config.model.lolly_lr.input_size_bits
+    layout, total = MlpSlots(spec, config.model.mlp, device_type).layout, 0.0
+    for group in layout.groups if layout else ():
+        state = {"sgd": 0, "rowwise_adagrad": 4, "adagrad": 4 * group.embedding_dim, "adam": 8 * group.embedding_dim}
+        total += group.num_rows * (group.embedding_dim * _BYTES[group.data_type] + state[group.optimizer.kind])
+    return total

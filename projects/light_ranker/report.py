@@ -1,0 +1,43 @@
+"""Metrics of a finished run: a short table for the log, all of them in a file beside the checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+
+from tml.common.device import rank
+from tml.common.filesystem.atomic import write_json
+from tml.ml_logging import get_logger
+
+logger = get_logger(__name__)
+
+_SHOWN = ("rce", "calibrated_rce", "roc_auc", "pr_auc", "ece", "calibrated_ece", "watch_time_mse", "ndcg@10", "loss")
+
+
+def report_metrics(save_dir: str, split: str, step: int, metrics: Mapping[str, float]) -> None:
+    """Log the main metrics and write all of them to `save_dir/<split>_metrics.json`, on rank 0."""
+    if rank() != 0:
+        return
+    shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in _SHOWN if name in metrics)
+    logger.info("%s rows at step %d: %s", split, step, shown)
+    path = metrics_path(save_dir, split)
+    plain = {name: value if math.isfinite(value) else None for name, value in sorted(metrics.items())}
+    write_json(path, {"split": split, "step": step, "metrics": plain})
+    logger.info("all metrics are in %s", path)
+
+
+def read_report(save_dir: str, split: str) -> dict[str, object] | None:
+    """What `report_metrics` wrote; None if it has not."""
+    try:
+        with open(metrics_path(save_dir, split), encoding="utf-8") as file:
+            found: dict[str, object] = json.load(file)
+            return found
+    except FileNotFoundError:
+        return None
+
+
+def metrics_path(save_dir: str, split: str) -> str:
+    """Where the metrics of a split are written."""
+    return os.path.join(save_dir, f"{split}_metrics.json")

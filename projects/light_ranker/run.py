@@ -1,0 +1,194 @@
+"""Train, calibrate, evaluate or export a light ranker: the door that torchrun opens.
+
+    torchrun projects/light_ranker/run.py --config projects/light_ranker/configs/local.yaml training.num_epochs=3
+    python -m tml.projects.light_ranker.run --config my.yaml --task evaluate
+
+Tasks: `all` goes through the phases calibrate, train, isotonic and export, and goes on where an earlier run stopped;
+`calibrate`, `train`, `isotonic` and `export` are one phase each; `evaluate` measures the test rows (else the validation
+rows) under the best or latest checkpoint; `only_evaluate` follows a folder that another job writes; `check` looks at
+config, files and every row, and trains nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from tml.common.device import gather_objects, rank
+from tml.common.errors import ConfigError
+from tml.core.config import format_config, load_config
+from tml.core.custom_training_loop import TrainState, only_evaluate
+from tml.core.session import run_main, runtime_session
+from tml.projects.light_ranker.check import check_run
+from tml.projects.light_ranker.config import DataConfig, LightRankerConfig
+from tml.projects.light_ranker.phases import (
+    EXPORT,
+    build_run,
+    calibrate,
+    fit_isotonic_phase,
+    load_isotonic,
+    load_trained,
+    restore_model,
+    run_training,
+)
+from tml.projects.light_ranker.report import report_metrics
+
+TASKS = ("all", "calibrate", "train", "isotonic", "export", "evaluate", "only_evaluate", "check")
+
+
+def run_all(config: LightRankerConfig, device: torch.device) -> int:
+    """Every phase that has not been done yet."""
+    calibrate(config)
+    run, state = run_training(config, device)
+    if state.exit_code:
+        return state.exit_code
+    step = _step_of(state)
+    isotonic = fit_isotonic_phase(run, step)
+    if config.test_data is not None and config.training.num_eval_steps != 0:
+        measured = run.evaluator(config.test_data, isotonic)()
+        report_metrics(config.training.save_dir, "test", step, measured)
+    export(config)
+    return 0
+
+
+def train_alone(config: LightRankerConfig, device: torch.device) -> int:
+    """Train on a calibration that is there, and measure the test rows once at the end."""
+    run, state = run_training(config, device)
+    if state.exit_code == 0 and config.test_data is not None and config.training.num_eval_steps != 0:
+        report_metrics(config.training.save_dir, "test", _step_of(state), run.evaluator(config.test_data)())
+    return state.exit_code
+
+
+def fit_isotonic_alone(config: LightRankerConfig, device: torch.device) -> None:
+    """Fit the isotonic calibration of the best or latest checkpoint.
+
+    Raises:
+        ConfigError: there are no validation rows, or the config asks for none.
+    """
+    if config.isotonic is None or config.validation_data is None:
+        raise ConfigError(
+            "there is nothing to fit an isotonic calibration with", where="isotonic, validation_data",
+            fix="set both sections",
+        )  # fmt: skip
+    run = build_run(config, device)
+    fit_isotonic_phase(run, restore_model(run))
+
+
+def run_evaluation(config: LightRankerConfig, device: torch.device, step: int | None = None) -> dict[str, float]:
+    """Measure the test rows, or without any the validation rows, calibrated too if there is a calibration.
+
+    Args:
+        config: the whole config.
+        device: of this rank.
+        step: a committed step; the best one, or else the latest, if None.
+    """
+    section, split = _evaluated_section(config)
+    run = build_run(config, device)
+    step = restore_model(run, step)
+    metrics = run.evaluator(section, load_isotonic(config.training.save_dir, {"step": step}))()
+    report_metrics(config.training.save_dir, split, step, metrics)
+    return metrics
+
+
+def follow_training(config: LightRankerConfig, device: torch.device) -> dict[int, dict[str, float | None]]:
+    """Evaluate each checkpoint that another job writes, until its last one or a timeout."""
+    section, _ = _evaluated_section(config)
+    run = build_run(config, device)
+    evaluate = run.evaluator(section, num_steps=config.training.num_eval_steps)
+
+    def evaluate_checkpoint(step: int) -> dict[str, float]:
+        restore_model(run, step)
+        return evaluate()
+
+    return only_evaluate(evaluate_checkpoint, config.training)
+
+
+def export(config: LightRankerConfig) -> Path | None:
+    """Write the files for serving to `save_dir/export`, on rank 0; the others wait."""
+    # Only this task needs the libraries of the export.
+    from tml.projects.light_ranker.export import ExportSettings, export_ranker
+
+    folder = Path(config.training.save_dir) / EXPORT
+    if rank() == 0:
+        trained = load_trained(config.training.save_dir, config=config)
+        export_ranker(
+            trained.model,
+            folder,
+            features_dir=trained.features_dir,
+            isotonic=trained.isotonic,
+            settings=ExportSettings(**config.export.model_dump()),
+            facts=trained.facts,
+            evaluation_files=trained.evaluation_files,
+        )
+    gather_objects(None)
+    return folder
+
+
+def _step_of(state: TrainState) -> int:
+    # After early stopping the model is that of the best step.
+    return state.step if state.best_step is None else state.best_step
+
+
+def _evaluated_section(config: LightRankerConfig) -> tuple[DataConfig, str]:
+    if config.test_data is not None:
+        return config.test_data, "test"
+    if config.validation_data is not None:
+        return config.validation_data, "validation"
+    raise ConfigError(
+        "there are no rows to evaluate", where="test_data, validation_data", fix="set data_root of one of them"
+    )
+
+
+def run_task(config: LightRankerConfig, task: str) -> int:
+    """Run a task of `TASKS` on this rank and return the process's exit code."""
+    with runtime_session(config.runtime, config.training.save_dir) as device:
+        if task in ("all", "train"):
+            return run_all(config, device) if task == "all" else train_alone(config, device)
+        if task == "calibrate":
+            calibrate(config)
+        elif task == "isotonic":
+            fit_isotonic_alone(config, device)
+        elif task == "export":
+            export(config)
+        elif task == "evaluate":
+            run_evaluation(config, device)
+        elif task == "only_evaluate":
+            follow_training(config, device)
+        else:
+            check_run(config, device.type)
+    return 0
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train, evaluate or export a light ranker.")
+    parser.add_argument("--config", required=True, help="YAML file, see projects/light_ranker/configs")
+    parser.add_argument("--task", choices=TASKS, default="all", help="what to do (default: all)")
+    parser.add_argument("--print_config", action="store_true", help="print the whole resolved config and stop")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's")
+    return parser.parse_intermixed_args(argv)
+
+
+def run_command_line(arguments: argparse.Namespace) -> int:
+    """Do what the command line says and return the process's exit code."""
+    config = load_config(LightRankerConfig, arguments.config, arguments.overrides)
+    if arguments.print_config:
+        print(format_config(config), end="")
+        return 0
+    return run_task(config, arguments.task)
+
+
+@record
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of torchrun and of `tml light-ranker train`."""
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    run_main(lambda: run_command_line(arguments))
+
+
+if __name__ == "__main__":
+    main()
