@@ -23,10 +23,10 @@ class FusedOptimizer(Protocol):
 
 
 class LocalFusedOptimizer:
-    """The optimizer inside table-batched embedding kernels that this process calls directly.
+    """The optimizer inside embedding kernels that this process calls directly.
 
     Args:
-        kernels: modules with `set_learning_rate(float)`, such as fbgemm's `SplitTableBatchedEmbeddingBagsCodegen`.
+        kernels: modules with `set_learning_rate(float)`, such as those of `tml.common.modules.embedding_tables`.
     """
 
     def __init__(self, *kernels: Any) -> None:
