@@ -11,8 +11,8 @@ from torch import Tensor
 
 
 def is_exporting() -> bool:
-    """Whether torch.export or torch.onnx is recording: the place for an operator's exportable form."""
-    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+    """Whether torch.export is recording, as torch.onnx.export does: the place for an operator's exportable form."""
+    return torch.compiler.is_exporting()
 
 
 def padded_rows(rows: Tensor) -> Tensor:
