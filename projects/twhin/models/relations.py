@@ -64,12 +64,6 @@ class RelationScorer(nn.Module):
         D]`."""
         return scores.score_pairs(operator, self.comparator, self.params(rel), lhs, rhs)
 
-    def inverse_pair_scores(self, operator: Operator, rel: Tensor, lhs: Tensor, rhs: Tensor) -> Tensor:
-        """The score that ranks left-hand sides: the forward score, or the inverse's with `reciprocal`."""
-        if not self.reciprocal:
-            return self.pair_scores(operator, rel, lhs, rhs)
-        return scores.score_pairs(operator, self.comparator, self.inverse_params(rel), rhs, lhs)
-
     def rhs_scores(self, operator: Operator, rel: Tensor, lhs: Tensor, candidates: Tensor) -> Tensor:
         """Scores `[..., C, N]` of `candidates [..., N, D]` as right-hand sides of `lhs [..., C, D]` under `rel [...,
         C]`."""

@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from tests.distributed import RankFailure, run_ranks
+from tests.projects.twhin.tiny import pair_scores_of_lhs
 from tml.common.errors import ConfigError, DataError, NonFiniteError
 from tml.projects.twhin.data.edges import EdgeArrays, concatenate, take
 from tml.projects.twhin.evaluation import (
@@ -106,9 +107,7 @@ def all_scores(scorer: RelationScorer, tables: DictSource, side: str, edge: tupl
     with torch.no_grad():
         if side == "rhs":
             return [scorer.pair_scores(operator, index, users[[lhs]], others[[t]]).item() for t in range(len(others))]
-        return [
-            scorer.inverse_pair_scores(operator, index, users[[h]], others[[rhs]]).item() for h in range(len(users))
-        ]
+        return [pair_scores_of_lhs(scorer, index, users[[h]], others[[rhs]]).item() for h in range(len(users))]
 
 
 def realistic(scores: list[float], own: int, others: list[int]) -> float:

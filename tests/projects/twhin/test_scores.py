@@ -82,5 +82,4 @@ def test_reciprocal_relations_score_left_hand_sides_by_their_inverse() -> None:
     operator, rel = scorer.operator(0), torch.tensor([0])
     lhs, rhs = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])
     assert scorer.pair_scores(operator, rel, lhs, rhs).item() == 1 * 3 + 2 * 4
-    assert scorer.inverse_pair_scores(operator, rel, lhs, rhs).item() == 5 * 3 * 1 + 7 * 4 * 2
     assert scorer.lhs_scores(operator, rel, rhs, lhs).item() == 5 * 3 * 1 + 7 * 4 * 2

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.projects.twhin.tiny import pair_scores_of_lhs
 from tml.common.errors import ConfigError, DataError, UnknownIdError
 from tml.projects.twhin import serving_table
 from tml.projects.twhin.export import export_model
@@ -178,7 +179,7 @@ def brute_force(
         if side == "lhs":
             score = model.scorer.pair_scores(operator, rel, asked, answer)
         else:
-            score = model.scorer.inverse_pair_scores(operator, rel, answer, asked)
+            score = pair_scores_of_lhs(model.scorer, rel, answer, asked)
         scored.append((user_id(node) if candidates == "user" else tweet_id(node), score.item()))
     return sorted(scored, key=lambda pair: -pair[1])
 

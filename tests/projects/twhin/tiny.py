@@ -23,6 +23,8 @@ from tml.common.checkpointing import load_tensors
 from tml.common.tracking.json_lines import read_metrics
 from tml.core.config import parse_config
 from tml.projects.twhin.config import TwhinConfig
+from tml.projects.twhin.models.relations import RelationScorer
+from tml.projects.twhin.models.scores import score_pairs
 
 if TYPE_CHECKING:
     from tml.projects.twhin.data.chunks import ChunkedEdges
@@ -216,3 +218,11 @@ def read_edges_of(folder: str) -> list[tuple[int, int, int]]:
     """All edges of the files of a folder."""
     columns = pa.concat_tables(pq.read_table(path) for path in sorted(Path(folder).glob("*.parquet")))
     return list(zip(*(columns.column(name).to_pylist() for name in ("lhs", "rel", "rhs")), strict=True))
+
+
+def pair_scores_of_lhs(scorer: RelationScorer, rel: torch.Tensor, lhs: torch.Tensor, rhs: torch.Tensor) -> torch.Tensor:
+    """Scores that rank left-hand sides: the forward score, or the inverse's where relations are reciprocal."""
+    operator = scorer.operator(int(rel[0]))
+    if not scorer.reciprocal:
+        return scorer.pair_scores(operator, rel, lhs, rhs)
+    return score_pairs(operator, scorer.comparator, scorer.inverse_params(rel), rhs, lhs)
