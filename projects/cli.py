@@ -8,36 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
-from typer.main import get_command
 
 import tml
 from tml.common.errors import TmlError
-
-
-@dataclass(frozen=True)
-class LazyCommand:
-    """A command, or a group of commands, that is imported on use.
-
-    Args:
-        help: the line `tml --help` shows.
-        load: gives a function (one command) or a `typer.Typer` (a group).
-        settings: click's context settings, for a function.
-    """
-
-    help: str
-    load: Callable[[], Any]
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-def _attribute(module: str, name: str) -> Callable[[], Any]:
-    return lambda: getattr(import_module(module), name)
+from tml.common.lazy_commands import LazyCommand, attribute, lazy_app
 
 
 def _launch() -> Any:
@@ -50,16 +28,20 @@ _TWHIN_DATA = "tml.projects.twhin.data.cli"
 
 COMMANDS = {
     "doctor": LazyCommand(
-        "Check this installation and machine, and say what to do.", _attribute("tml.projects.doctor", "doctor_command")
+        "Check this installation and machine, and say what to do.", attribute("tml.projects.doctor", "doctor_command")
     ),
     "sample-graph": LazyCommand(
-        "Write a made-up graph of users and tweets.", _attribute(_TWHIN_DATA, "sample_graph_command")
+        "Write a made-up graph of users and tweets.", attribute(_TWHIN_DATA, "sample_graph_command")
     ),
     "convert": LazyCommand(
-        "Turn edges with ids of your own into training data.", _attribute(_TWHIN_DATA, "convert_command")
+        "Turn edges with ids of your own into training data.", attribute(_TWHIN_DATA, "convert_command")
     ),
     "twhin": LazyCommand(
-        "Graph embeddings: train, evaluate, export, look up.", _attribute("tml.projects.twhin.cli", "app")
+        "Graph embeddings: train, evaluate, export, look up.", attribute("tml.projects.twhin.cli", "app")
+    ),
+    "light-ranker": LazyCommand(
+        "Light rankers: prepare, train, export, score, serve.",
+        attribute("tml.projects.light_ranker.cli", "app"),
     ),
     "launch": LazyCommand(
         "Run a training script on what machines.yaml declares.",
@@ -69,37 +51,7 @@ COMMANDS = {
 }
 
 
-class LazyGroup(TyperGroup):
-    """Shows the lines of `COMMANDS`, and replaces the one that is run by the real thing."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """The command's name, the loaded command, and its arguments."""
-        name, command, rest = super().resolve_command(ctx, args)
-        if name not in COMMANDS:
-            return name, command, rest
-        return name, _load(name, COMMANDS[name]), rest
-
-
-def _load(name: str, command: LazyCommand) -> Any:
-    loaded = command.load()
-    if not isinstance(loaded, typer.Typer):
-        app = typer.Typer(add_completion=False)
-        app.command(name, context_settings=command.settings)(loaded)
-        loaded = app
-    # Typer's own markup would swallow the [brackets] of shapes and defaults in help texts.
-    loaded.rich_markup_mode = "markdown"
-    return get_command(loaded)
-
-
-app = typer.Typer(
-    cls=LazyGroup,
-    help="Graph embeddings and light rankers on PyTorch and TorchRec.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-for _name, _command in COMMANDS.items():
-    app.command(_name, help=_command.help)(lambda: None)
+app = lazy_app(COMMANDS, help="Graph embeddings and light rankers on PyTorch and TorchRec.")
 
 
 def _print_version(wanted: bool) -> None:
