@@ -65,11 +65,11 @@ class Objective(nn.Module):
         """
         logits, labels = predictions["click"], batch.labels[:, self._click]
         share = batch.weight * (world_size() / _global_weight(batch.weight))
-        loss = self.config.alpha * (F.binary_cross_entropy_with_logits(logits, labels, reduction="none") @ share)
+        loss = self.config.alpha * (F.binary_cross_entropy_with_logits(logits, labels, reduction="none") * share).sum()
         if self._watch_time is not None:
             target = batch.labels[:, self._watch_time]
             target = target.log1p() if self.config.watch_time_loss == "log1p_mse" else target
-            loss = loss + self.config.beta * ((predictions["watch_time"] - target).square() @ share)
+            loss = loss + self.config.beta * ((predictions["watch_time"] - target).square() * share).sum()
         if self.config.ranking is not None:
             # A rank's mean over its own groups: cutting a batch elsewhere cuts other groups in two.
             loss = loss + self.config.ranking.weight * self._ranking_loss(logits, labels, batch)
