@@ -57,6 +57,11 @@ class IdValues:
             return Ids(ids.values, missing, ids.foreign)
         return Ids(_filled(ids.values, missing, self._default[0]), None, ids.foreign)
 
+    def read_lists(self, raw: Raw, where: str, separator: str | None, num_rows: int) -> tuple[Ids, np.ndarray]:
+        """The ids of all lists, and the row of each: int64 [m]."""
+        lists = raw_columns.as_lists(raw, where, separator)
+        return self.read(lists.items, where), np.repeat(np.arange(num_rows), lists.lengths)
+
 
 class IdEncoder:
     """One id per row."""
@@ -82,7 +87,7 @@ class IdListEncoder:
     def encode(self, raw: Raw, faults: RowFaults, out: np.ndarray) -> np.ndarray | None:
         """Fills `out`, int64 [B, K]; gives which lists were cut off (bool [B]), or None if none was."""
         where = faults.where(self._values.label)
-        ids, row_of_item = self.read(raw, where, len(out))
+        ids, row_of_item = self._values.read_lists(raw, where, self._separator, len(out))
         if isinstance(self._lookup, IdentityLookup):
             _check_inside(ids, row_of_item, self._lookup, self._actions, self._values.label, faults, len(out))
         rows = find_rows(self._lookup, ids)
@@ -95,11 +100,6 @@ class IdListEncoder:
         out[:, 0] = MISSING
         out[row_of_item[inside], place[inside]] = rows[inside]
         return None if inside.all() else lengths > out.shape[1]
-
-    def read(self, raw: Raw, where: str, num_rows: int) -> tuple[Ids, np.ndarray]:
-        """The ids of all lists, and the row of each: int64 [m]."""
-        lists = raw_columns.as_lists(raw, where, self._separator)
-        return self._values.read(lists.items, where), np.repeat(np.arange(num_rows), lists.lengths)
 
 
 class NumberEncoder:
@@ -205,12 +205,13 @@ def _check_inside(
 def _of_type(values: list[Value], kind: ValueType) -> list[int | str]:
     """Values in a feature's type, without those that have none in it."""
     if kind == "string":
-        return [_text(value) for value in values]
+        return [text_of(value) for value in values]
     numbers = [value for value in values if not isinstance(value, str) or value.lstrip("-").isdigit()]
     return [int(value) for value in numbers if float(value).is_integer()]
 
 
-def _text(value: Value) -> str:
+def text_of(value: Value) -> str:
+    """A value of the config as the text that a column would hold."""
     return str(int(value)) if isinstance(value, bool | float) and float(value).is_integer() else str(value)
 
 

@@ -17,7 +17,6 @@ import numpy as np
 
 from tml.common.errors import DataError
 from tml.core.config.base_config import did_you_mean
-from tml.core.config.loading import load_config
 from tml.projects.light_ranker.features.column_encoders import (
     IdEncoder,
     IdListEncoder,
@@ -34,6 +33,7 @@ from tml.projects.light_ranker.features.config import (
     VectorConfig,
 )
 from tml.projects.light_ranker.features.faults import RowFaults
+from tml.projects.light_ranker.features.feature_file import read_resolved
 from tml.projects.light_ranker.features.lookup import HashedLookup, IdentityLookup, Lookup
 from tml.projects.light_ranker.features.raw_columns import Raw
 from tml.projects.light_ranker.features.spec import (
@@ -97,7 +97,7 @@ class Encoder:
         """
         folder = Path(folder)
         spec = FeatureSpec.load(folder / ENCODING_FILE)
-        config = load_config(FeatureConfig, folder / FEATURES_FILE, environment={})
+        config = read_resolved(folder / FEATURES_FILE)
         hashes = {feature.name: feature.vocabulary_hash for feature in spec.ids if feature.vocabulary_hash}
         vocabularies = load_vocabularies(folder / VOCAB_FOLDER, hashes)
         encoder = cls(config, vocabularies, {feature.name: feature.embedding for feature in spec.ids})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -147,7 +148,7 @@ def write_vocabulary(
     kind: ValueType,
     limits: VocabularyConfig,
     target: Path,
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Adds the counts of one feature up and writes its vocabulary file.
 
     Args:
@@ -159,7 +160,7 @@ def write_vocabulary(
         target: the file to write.
 
     Returns:
-        `size`: known values, and `left_out`: values that are too rare or too many.
+        `size`: known values, `left_out`: values that are too rare or too many, `type`, and no `embedding`.
     """
     column, value = ("number", pa.int64()) if kind == "int" else ("text", pa.string())
     counted = (
@@ -167,20 +168,20 @@ def write_vocabulary(
     )
     names = {"files": counts, "feature": feature}
     [(distinct,)] = db.execute(f"SELECT count(*) FROM ({counted} GROUP BY value)", names).fetchall()
-    reader = db.execute(
+    reader = db.sql(
         f"{counted} GROUP BY value HAVING total >= $least ORDER BY total DESC, value LIMIT $most",
-        {**names, "least": limits.min_count, "most": limits.max_size or 2**62},
+        params={**names, "least": limits.min_count, "most": limits.max_size or 2**62},
     ).to_arrow_reader(_BATCH_ROWS)
     batches = ((batch.column("value").cast(value), batch.column("total")) for batch in reader)
     size = _write(target, value, batches)
-    return {"size": size, "left_out": distinct - size}
+    return {"size": size, "left_out": distinct - size, "type": kind, "embedding": None}
 
 
-def copy_pretrained(config: PretrainedConfig, target: Path) -> tuple[int, str]:
+def copy_pretrained(config: PretrainedConfig, target: Path) -> tuple[int, ValueType, str]:
     """Writes the vocabulary of a pretrained table: its ids in their order, with counts of 0.
 
     Returns:
-        number of ids, and the file of the embeddings.
+        number of ids, their type, and the file of the embeddings.
 
     Raises:
         DataError: there is no such table, or its file is damaged.
@@ -202,7 +203,7 @@ def copy_pretrained(config: PretrainedConfig, target: Path) -> tuple[int, str]:
         raise DataError(
             "a pretrained table cannot be read", where=str(source), value=str(error), fix="export it again"
         ) from None
-    return size, str(source)
+    return size, "int" if pa.types.is_integer(kind) else "string", str(source)
 
 
 def _write(target: Path, kind: pa.DataType, batches: Iterator[tuple[pa.Array, pa.Array]]) -> int:
