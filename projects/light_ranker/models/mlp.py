@@ -21,6 +21,7 @@ from tml.projects.light_ranker.features.spec import FeatureSpec, IdFeature, Side
 from tml.projects.light_ranker.models.bins import Bins
 from tml.projects.light_ranker.models.inputs import DenseInputs
 from tml.projects.light_ranker.models.interactions import CrossInteraction, DotInteraction, build_interaction
+from tml.projects.light_ranker.models.join import join_columns
 from tml.projects.light_ranker.models.objective import Objective
 from tml.projects.light_ranker.models.tables import MlpSlots, slot_slices
 
@@ -111,16 +112,20 @@ class RankerHead(nn.Module):
             for feature, values in zip(self.slots.pretrained, pretrained, strict=True)
         ]
         numbers = self.inputs(continuous, vectors)
-        x = torch.cat([embeddings.flatten(1), *others, numbers], dim=1)
+        parts = [embeddings.flatten(1), *others, numbers]
         if isinstance(self.interaction, DotInteraction):
-            return torch.cat([x, self.interaction(embeddings, numbers).to(x.dtype)], dim=1)
-        return x if self.interaction is None else self.interaction(x)
+            parts.append(self.interaction(embeddings, numbers))
+        x = join_columns(parts)
+        return self.interaction(x) if isinstance(self.interaction, CrossInteraction) else x
 
     def predict(self, hidden: Tensor) -> dict[str, Tensor]:
         """Outputs of the heads from the last hidden layer `[B, H]`, always computed in float32."""
         # bfloat16 would leave a logit two or three digits.
         with torch.autocast(hidden.device.type, enabled=False):
-            found = {name: head(hidden.float()).squeeze(1) for name, head in self.heads.items()}
+            weight = torch.cat([head.weight for head in self.heads.values()])
+            bias = torch.cat([head.bias for head in self.heads.values()])
+            columns = nn.functional.linear(hidden.float(), weight, bias).unbind(1)
+        found = dict(zip(self.heads, columns, strict=True))
         if self.objective.has_watch_time and WATCH_TIME not in found:
             found[WATCH_TIME] = found[CLICK]
         return found
