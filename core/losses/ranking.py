@@ -25,13 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tml.common.errors import ConfigError, DataError
+from tml.common.errors import ConfigError
 from tml.core.losses.classification import bce_with_logits
 from tml.core.losses.groups import GroupedRows, group_rows, segment_logsumexp
 from tml.core.losses.reduction import Loss
-
-MAX_RELEVANCE = 30.0
-"""Gains are `2 ** label - 1`; labels above this are surely no grades of relevance but, say, seconds."""
+from tml.core.relevance import places_in_groups, rank_discounts, relevance_gains
 
 
 class RankingLossType(enum.StrEnum):
@@ -99,7 +97,6 @@ def lambdarank(
         DataError: a label is negative or above 30.
     """
     rows = group_rows(scores, labels, groups, weights)
-    _check_relevance(rows.labels)
     better, worse = rows.pairs()
     losses, pair_weights, group = _pair_losses(rows)
     delta = _ndcg_changes(rows, better, worse, k)
@@ -152,10 +149,10 @@ def _log_total(rows: GroupedRows, values: Tensor) -> Tensor:
 
 
 def _ndcg_changes(rows: GroupedRows, better: Tensor, worse: Tensor, k: int | None) -> Tensor:
-    gains = torch.exp2(rows.labels) - 1.0
+    gains = relevance_gains(rows.labels, "lambdarank")
     # Rows are sorted by falling label, which is the ideal order.
-    ideal = rows.sum_by_group(gains * _discounts(_places(rows.group), gains.dtype, k))
-    discounts = _discounts(_ranks(rows), gains.dtype, k)
+    ideal = rows.sum_by_group(gains * rank_discounts(places_in_groups(rows.group), k, gains.dtype))
+    discounts = rank_discounts(_ranks(rows), k, gains.dtype)
     change = (gains[better] - gains[worse]) * (discounts[better] - discounts[worse])
     return change.abs() / ideal[rows.group[better]]
 
@@ -165,31 +162,8 @@ def _ranks(rows: GroupedRows) -> Tensor:
     order = torch.argsort(rows.scores.detach(), descending=True, stable=True)
     order = order[torch.argsort(rows.group[order], stable=True)]
     ranks = torch.empty_like(order)
-    ranks[order] = _places(rows.group[order])
+    ranks[order] = places_in_groups(rows.group[order])
     return ranks
-
-
-def _places(group: Tensor) -> Tensor:
-    """The place, from 0, of each row in its group, of groups that lie one after the other."""
-    sizes = torch.bincount(group)
-    return torch.arange(len(group), device=group.device) - (sizes.cumsum(0) - sizes)[group]
-
-
-def _discounts(places: Tensor, dtype: torch.dtype, k: int | None) -> Tensor:
-    discounts = 1.0 / torch.log2(places.to(dtype) + 2.0)
-    return discounts if k is None else torch.where(places < k, discounts, 0.0)
-
-
-def _check_relevance(labels: Tensor) -> None:
-    wrong = ~((labels >= 0) & (labels <= MAX_RELEVANCE))
-    if wrong.any():
-        raise DataError(
-            "label is no grade of relevance",
-            where="lambdarank",
-            value=labels[wrong][0].item(),
-            limit=f"0 <= label <= {MAX_RELEVANCE:g}; its gain is 2 ** label - 1",
-            fix="rank by a click or a small grade, or choose ranknet, which only compares labels",
-        )
 
 
 _LOSSES: dict[RankingLossType, Loss] = {

@@ -42,23 +42,33 @@ class OutputMetric(torchmetrics.Metric):
     """A metric over the rows of one task and one stratum of a model's outputs.
 
     Outputs are tensors of shape [B], or [B, T] with a column for each task. `outputs["weights"]`, [B] or [B, T], is
-    optional and means ones; `outputs["stratifiers"]` maps names to tensors [B].
+    optional and means ones; `outputs["unweighted"]` [B] is optional, 1 for a row and 0 for padding that only fills a
+    batch, which no metric sees; `outputs["stratifiers"]` maps names to tensors [B].
 
     A metric without a value, such as the AUC of no rows, is NaN and gives an `UndefinedMetricWarning`.
 
     Args:
         task_idx: column to look at; None where the outputs have a single task.
         stratifier: rows to look at; None for all.
+        weighted: False counts every row once, whatever its weight.
         settings: for `torchmetrics.Metric`.
     """
 
     is_differentiable = False
     full_state_update = False
 
-    def __init__(self, *, task_idx: int | None = None, stratifier: Stratifier | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        task_idx: int | None = None,
+        stratifier: Stratifier | None = None,
+        weighted: bool = True,
+        **settings: Any,
+    ) -> None:
         super().__init__(**settings)
         self.task_idx = task_idx
         self.stratifier = stratifier
+        self.weighted = weighted
 
     def add_sums(self, *names: str) -> None:
         """Adds scalar states that are summed over batches and ranks, in float64: float32 stops counting at 2 ** 24."""
@@ -80,10 +90,8 @@ class OutputMetric(torchmetrics.Metric):
         columns.append(self._weights(outputs, columns[0]))
         for name, column in zip((*names, "weights"), columns, strict=True):
             self._check(name, column, len(columns[0]))
-        if self.stratifier is None:
-            return columns
-        chosen = self._stratum(outputs, len(columns[0]))
-        return [column[chosen] for column in columns]
+        chosen = self._chosen(outputs, len(columns[0]))
+        return columns if chosen is None else [column[chosen] for column in columns]
 
     def undefined(self, reason: str) -> Tensor:
         """Returns NaN and warns why."""
@@ -108,16 +116,26 @@ class OutputMetric(torchmetrics.Metric):
 
     def _weights(self, outputs: Mapping[str, Any], like: Tensor) -> Tensor:
         weights = outputs.get("weights")
-        if weights is None:
+        if weights is None or not self.weighted:
             return torch.ones(like.shape, dtype=torch.float64, device=like.device)
         column = weights.detach() if weights.dim() == 1 else self._column(outputs, "weights")
         return column.to(torch.float64)
 
-    def _stratum(self, outputs: Mapping[str, Any], num_rows: int) -> Tensor:
-        assert self.stratifier is not None
-        values = self._find(outputs.get("stratifiers", {}), self.stratifier.name, "outputs['stratifiers']").flatten()
-        self._check_length(f"stratifier {self.stratifier.name!r}", len(values), num_rows)
-        return values == self.stratifier.value
+    def _chosen(self, outputs: Mapping[str, Any], num_rows: int) -> Tensor | None:
+        """The rows that are no padding and lie in the stratum; None for all."""
+        rows = outputs.get("unweighted")
+        if rows is not None:
+            self._check_length("output 'unweighted'", len(rows), num_rows)
+            rows = rows.detach() > 0
+        if self.stratifier is None:
+            return rows
+        stratum = self._stratum(outputs, self.stratifier, num_rows)
+        return stratum if rows is None else stratum & rows
+
+    def _stratum(self, outputs: Mapping[str, Any], stratifier: Stratifier, num_rows: int) -> Tensor:
+        values = self._find(outputs.get("stratifiers", {}), stratifier.name, "outputs['stratifiers']").flatten()
+        self._check_length(f"stratifier {stratifier.name!r}", len(values), num_rows)
+        return values == stratifier.value
 
     def _find(self, outputs: Mapping[str, Any], name: str, holder: str) -> Tensor:
         if name not in outputs:

@@ -27,6 +27,20 @@ def merge_moments(moments: Tensor) -> Tensor:
     return torch.stack((mean, weight))
 
 
+def merge_variances(moments: Tensor) -> Tensor:
+    """Merges weighted sums of squares around means; see `merge_moments`.
+
+    Args:
+        moments: float64 [parts, 3], a mean, its total weight, and the weighted sum of squared distances from it.
+
+    Returns:
+        float64 [3], those of all parts.
+    """
+    mean, weight = merge_moments(moments[:, :2])
+    between = moments[:, 1] @ (moments[:, 0] - mean).square()
+    return torch.stack((mean, weight, moments[:, 2].sum() + between))
+
+
 class StableMean(OutputMetric):
     """The weighted mean of an output; exact to rounding however many rows there are and however large they are.
 
@@ -74,10 +88,41 @@ class Ctr(StableMean):
 
 
 class Pctr(StableMean):
-    """Predicted click-through rate: the weighted mean of `probabilities`."""
+    """Predicted click-through rate: the weighted mean of `probabilities`, or of another output."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__("probabilities", **settings)
+    def __init__(self, prediction: str = "probabilities", **settings: Any) -> None:
+        super().__init__(prediction, **settings)
+
+
+class PredictionStdDev(OutputMetric):
+    """The weighted standard deviation of the predictions: how far the model tells rows apart, not how sure it is.
+
+    Undefined while the total weight is zero.
+
+    Args:
+        prediction: output with the predictions.
+        settings: see `OutputMetric`.
+    """
+
+    moments: Tensor
+
+    def __init__(self, prediction: str = "probabilities", **settings: Any) -> None:
+        super().__init__(**settings)
+        self.prediction = prediction
+        self.add_state("moments", torch.zeros(3, dtype=torch.float64), dist_reduce_fx=merge_variances)
+
+    def update(self, outputs: Mapping[str, Any]) -> None:
+        """Adds a batch."""
+        values, weights = self.select(outputs, self.prediction)
+        values, weight = values.to(torch.float64), weights.sum()
+        mean = (values * weights).sum() / torch.where(weight > 0, weight, 1.0)
+        batch = torch.stack((mean, weight, ((values - mean).square() * weights).sum()))
+        self.moments = merge_variances(torch.stack((self.moments, batch.to(self.moments.device))))
+
+    def compute(self) -> Tensor:
+        """Returns the standard deviation, float64."""
+        _, weight, squares = self.moments
+        return (squares / weight).sqrt() if weight > 0 else self.undefined("the total weight is zero")
 
 
 class Count(OutputMetric):

@@ -16,34 +16,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tml.common.errors import DataError
 from tml.core.metrics.base import OutputMetric
-from tml.core.metrics.kept_rows import KeptRowsMetric
-
-
-def binary_cross_entropy(probabilities: Tensor, labels: Tensor, epsilon: float) -> Tensor:
-    """Returns `-y log p - (1 - y) log(1 - p)` with `p` clipped to `[epsilon, 1 - epsilon]`; all float64 [N]."""
-    clipped = probabilities.clamp(epsilon, 1.0 - epsilon)
-    return -(labels * clipped.log() + (1.0 - labels) * torch.log1p(-clipped))
-
-
-def binary_entropy(mean_label: Tensor) -> Tensor:
-    """Returns the cross-entropy of a constant prediction of the mean label; zero where all labels are equal."""
-    return -(torch.xlogy(mean_label, mean_label) + torch.xlogy(1.0 - mean_label, 1.0 - mean_label))
-
-
-def smooth(labels: Tensor, label_smoothing: float) -> Tensor:
-    """Returns labels as float64, moved towards one half: `y * (1 - s) + s / 2`."""
-    return labels.to(torch.float64) * (1.0 - label_smoothing) + 0.5 * label_smoothing
+from tml.core.metrics.probabilities import (
+    TWML_EPSILON,
+    binary_cross_entropy,
+    binary_entropy,
+    check_probabilities,
+    smooth,
+)
 
 
 class Rce(OutputMetric):
     """Relative cross-entropy. Undefined without weight or when all labels are equal.
 
     Args:
-        from_logits: read `logits`, and clip nothing; otherwise read `probabilities`.
+        from_logits: read logits, and clip nothing; otherwise read probabilities.
         label_smoothing: see `smooth`.
         epsilon: probabilities are clipped to `[epsilon, 1 - epsilon]`.
+        prediction: output with the predictions; None for `logits` or `probabilities`.
         settings: see `OutputMetric`.
     """
 
@@ -53,23 +43,28 @@ class Rce(OutputMetric):
     weight: Tensor
 
     def __init__(
-        self, from_logits: bool = False, label_smoothing: float = 0.0, epsilon: float = 1e-7, **settings: Any
+        self,
+        from_logits: bool = False,
+        label_smoothing: float = 0.0,
+        epsilon: float = 1e-7,
+        prediction: str | None = None,
+        **settings: Any,
     ) -> None:
         super().__init__(**settings)
         self.from_logits = from_logits
         self.label_smoothing = label_smoothing
         self.epsilon = epsilon
+        self.prediction = prediction or ("logits" if from_logits else "probabilities")
         self.add_sums("cross_entropy", "label", "weight")
 
     def update(self, outputs: Mapping[str, Any]) -> None:
         """Adds a batch."""
-        name = "logits" if self.from_logits else "probabilities"
-        predictions, labels, weights = self.select(outputs, name, "labels")
+        predictions, labels, weights = self.select(outputs, self.prediction, "labels")
         predictions, labels = predictions.to(torch.float64), smooth(labels, self.label_smoothing)
         if self.from_logits:
             losses = F.binary_cross_entropy_with_logits(predictions, labels, reduction="none")
         else:
-            _check_probabilities(predictions, self._place())
+            check_probabilities(predictions, f"{self._place()}, output {self.prediction!r}")
             losses = binary_cross_entropy(predictions, labels, self.epsilon)
         self.cross_entropy += (losses * weights).sum().to(self.device)
         self.label += (labels * weights).sum().to(self.device)
@@ -85,59 +80,52 @@ class Rce(OutputMetric):
         return 100.0 * (1.0 - self.cross_entropy / self.weight / baseline)
 
 
-class Nrce(KeptRowsMetric):
-    """Normalised relative cross-entropy: the RCE of predictions scaled so that their mean is the mean label.
+class RceStdErr(OutputMetric):
+    """The standard error of the RCE, in per cent, by the delta method.
 
-    The scale is that of the whole data set: `p * sum(w * y) / sum(w * p)`, then clipped. So the value depends neither
-    on the order or size of batches nor on the number of ranks, as it would with a scale taken while batches pass. The
-    price is that all rows are kept; see `KeptRowsMetric`.
+    The RCE is a function of three sums over rows, of `f = (w * ce, w * y, w)`; with `g` its gradient there, the
+    variance is `g' (sum f f') g`. The term that would centre it, `(g' sum f) ** 2 / N`, is zero: the RCE does not
+    change when all three sums grow alike. Rows are taken to be independent.
 
-    Undefined without weight, when all labels are equal, or when all predictions are zero.
+    Undefined without weight or when all labels are equal.
 
     Args:
-        from_logits: read `logits` and take their sigmoid; otherwise read `probabilities`.
-        label_smoothing: see `smooth`.
-        epsilon: scaled probabilities are clipped to `[epsilon, 1 - epsilon]`.
+        epsilon: probabilities are clipped to `[epsilon, 1 - epsilon]`.
+        prediction: output with the probabilities.
         settings: see `OutputMetric`.
     """
 
-    higher_is_better = True
+    higher_is_better = False
+    sums: Tensor
+    products: Tensor
 
-    def __init__(
-        self, from_logits: bool = False, label_smoothing: float = 0.0, epsilon: float = 1e-7, **settings: Any
-    ) -> None:
-        super().__init__("logits" if from_logits else "probabilities", **settings)
-        self.from_logits = from_logits
-        self.label_smoothing = label_smoothing
+    def __init__(self, epsilon: float = TWML_EPSILON, prediction: str = "probabilities", **settings: Any) -> None:
+        super().__init__(**settings)
         self.epsilon = epsilon
+        self.prediction = prediction
+        self.add_state("sums", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("products", torch.zeros(3, 3, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def check_rows(self, predictions: Tensor, labels: Tensor) -> None:
-        """Refuses probabilities outside 0..1."""
-        if not self.from_logits:
-            _check_probabilities(predictions, self._place())
+    def update(self, outputs: Mapping[str, Any]) -> None:
+        """Adds a batch."""
+        predictions, labels, weights = self.select(outputs, self.prediction, "labels")
+        check_probabilities(predictions, f"{self._place()}, output {self.prediction!r}")
+        labels = labels.to(torch.float64)
+        losses = binary_cross_entropy(predictions.to(torch.float64), labels, self.epsilon)
+        terms = torch.stack((losses * weights, labels * weights, weights), dim=1)
+        self.sums += terms.sum(0).to(self.device)
+        self.products += (terms.T @ terms).to(self.device)
 
     def compute(self) -> Tensor:
-        """Returns the NRCE in per cent, float64."""
-        predictions, labels, weights = self.rows()
-        labels = smooth(labels, self.label_smoothing)
-        probabilities = predictions.sigmoid() if self.from_logits else predictions
-        weight, label, predicted = weights.sum(), (labels * weights).sum(), (probabilities * weights).sum()
+        """Returns the standard error of the RCE in per cent, float64."""
+        cross_entropy, label, weight = self.sums
         if weight == 0:
             return self.undefined("the total weight is zero")
-        baseline = binary_entropy(label / weight)
-        if baseline == 0 or predicted == 0:
-            return self.undefined("all labels are equal" if baseline == 0 else "all predictions are zero")
-        losses = binary_cross_entropy(probabilities * label / predicted, labels, self.epsilon)
-        return 100.0 * (1.0 - (losses * weights).sum() / weight / baseline)
-
-
-def _check_probabilities(probabilities: Tensor, place: str) -> None:
-    outside = (probabilities < 0) | (probabilities > 1)
-    if outside.any():
-        raise DataError(
-            "probability is out of range",
-            where=f"{place}, output 'probabilities'",
-            value=probabilities[outside][0].item(),
-            limit="0 <= probability <= 1",
-            fix="apply the sigmoid, or return logits and set from_logits",
-        )
+        mean_loss, mean_label = cross_entropy / weight, label / weight
+        baseline = binary_entropy(mean_label)
+        if baseline == 0:
+            return self.undefined("all labels are equal")
+        by_label = mean_loss * ((1.0 - mean_label).log() - mean_label.log()) / baseline
+        by_weight = mean_loss - by_label * mean_label
+        gradient = -100.0 / (weight * baseline) * torch.stack((torch.ones_like(weight), -by_label, -by_weight))
+        return (gradient @ self.products @ gradient).clamp(min=0.0).sqrt()

@@ -9,23 +9,26 @@ import torch.distributed as dist
 
 from tests.distributed import run_ranks
 from tml.core import metrics as m
-from tml.core.metrics import Stratifier, metric_collection
+from tml.core.metrics import Stratifier, build_metrics, metric_collection, scalars
+
+NAMED = [
+    *("total_weight", "num_samples", "ctr", "predicted_ctr", "pred_std_dev", "mse", "mae", "ece", "ece_equal_mass"),
+    *("rce", "rce_std_err", "nrce", "lolly_nrce", "arce", "arce_original"),
+    *("accuracy", "precision", "recall", "tp", "fp", "tn", "fn", "recall_at_percentiles"),
+    *("roc_auc", "pr_auc", "roc_auc_200", "pr_auc_200", "ndcg@1", "ndcg@5"),
+    *("watch_time_mse", "watch_time_mae_seconds", "lolly_tf_score_mse"),
+    *("unweighted_nrce", "uncalibrated_rce", "unweighted_uncalibrated_arce", "unweighted_ndcg@5"),
+]
 
 
 def all_metrics():
     return metric_collection(
         {
+            **build_metrics(NAMED),
             "auc": m.Auc(),
             "mwu": m.AurocWithMwu(),
-            "rce": m.Rce(),
-            "nrce": m.Nrce(),
-            "ctr": m.Ctr(),
             "pctr": m.Pctr(),
             "count": m.Count(),
-            "num_samples": m.NumSamples(),
-            "total_weight": m.TotalWeight(),
-            "precision": m.Precision(),
-            "recall": m.Recall(),
             "mean": m.StableMean("probabilities"),
             "mean_rank": m.MeanRank(),
             "mrr": m.MeanReciprocalRank(),
@@ -47,6 +50,13 @@ def rows(first, last):
         "ranks": torch.randint(1, 9, (100,), generator=generator),
         "hits_at_3": torch.randint(0, 3, (100,), generator=generator),
         "num_relevant": torch.full((100,), 4),
+        # Ids whose halves, read as floats, are NaN or next to zero.
+        "groups": torch.randint(-6, 6, (100,), generator=generator) * 2**33 + 1,
+        "uncalibrated_probabilities": torch.rand(100, generator=generator),
+        "lolly_probabilities": torch.rand(100, generator=generator),
+        "watch_time_prediction": torch.rand(100, generator=generator),
+        "watch_time_label": torch.rand(100, generator=generator) * 5,
+        "unweighted": (torch.rand(100, generator=generator) < 0.9).float(),
     }
     stratifiers = {"half": torch.arange(100) // 50}
     return {
@@ -62,7 +72,7 @@ def report(batches):
         collection.update(rows(first, last))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return {name: value.item() for name, value in collection.compute().items()}
+        return scalars(collection.compute())
 
 
 def _reports_of_rank(layouts):
@@ -93,7 +103,7 @@ def test_two_ranks_report_what_one_rank_reports(reports, layout):
 
 
 def test_ranks_without_any_rows_report_nan_and_zero_counts_alike(reports):
-    counts = {"count", "num_samples", "total_weight"}
+    counts = {"count", "num_samples", "total_weight", "tp", "fp", "tn", "fn"}
     for of_rank in reports["no rows at all"]:
         assert {name for name, value in of_rank.items() if value == 0} == counts
         assert all(math.isnan(value) for name, value in of_rank.items() if name not in counts)
