@@ -26,13 +26,14 @@ def feature_text(values: Mapping[str, Any], header: str = "", comments: Mapping[
     for section, value in values.items():
         if isinstance(value, list):
             lines.append(f"{section}:\n")
-            lines += [_line(item, (comments or {}).get(str(item.get("name")))) for item in value]
+            lines += [feature_line(item, (comments or {}).get(str(item.get("name")))) for item in value]
         else:
             lines.append(yaml.safe_dump({section: value}, sort_keys=False, allow_unicode=True))
     return "".join(lines)
 
 
-def _line(item: Mapping[str, Any], comment: str | None) -> str:
+def feature_line(item: Mapping[str, Any], comment: str | None) -> str:
+    """One feature or label as a line of a list, with a comment behind it."""
     text = yaml.safe_dump(
         dict(item), default_flow_style=True, sort_keys=False, allow_unicode=True, width=2**31
     ).rstrip()  # fmt: skip

@@ -52,8 +52,11 @@ class Table:
         Raises:
             DataError: the file cannot be read, or two columns have one name.
         """
-        with self._reading() as source:
-            schema = self._open_text(source, None).schema if self.is_text else pq.ParquetFile(source).schema_arrow
+        if self.is_text:
+            schema = pa.schema([(name, pa.string()) for name in self._header()])
+        else:
+            with self._reading() as source:
+                schema = pq.ParquetFile(source).schema_arrow
         twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
         if twice:
             raise DataError("two columns have one name", where=self.path, value=twice[0], fix="rename one of them")
@@ -67,11 +70,11 @@ class Table:
         Raises:
             DataError: the file cannot be read, or lacks a column.
         """
-        check_columns(self.schema(), columns, self.path)
-        first_row = 0
+        schema, first_row = self.schema(), 0
+        check_columns(schema, columns, self.path)
         with self._reading() as source:
             if self.is_text:
-                batches: Iterator[pa.RecordBatch] = self._open_text(source, columns)
+                batches: Iterator[pa.RecordBatch] = self._text_batches(source, schema, columns)
             else:
                 batches = pq.ParquetFile(source).iter_batches(batch_rows, columns=list(columns))
             for batch in batches:
@@ -80,23 +83,32 @@ class Table:
                     yield first_row, pa.Table.from_batches([piece]).select(list(columns))
                     first_row += piece.num_rows
 
-    def _open_text(self, source: Any, columns: Sequence[str] | None) -> pacsv.CSVStreamingReader:
-        names = _header(source, self._delimiter, self._text.quote, self.path)
-        source.seek(0)
-        return pacsv.open_csv(
-            pa.CompressedInputStream(source, "gzip") if self.path.lower().endswith(".gz") else source,
+    def _text_batches(self, source: Any, schema: pa.Schema, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        reader = pacsv.open_csv(
+            source,
             read_options=pacsv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
             parse_options=pacsv.ParseOptions(
                 delimiter=self._delimiter, quote_char=self._text.quote or False,
                 newlines_in_values=bool(self._text.quote), invalid_row_handler=self._on_bad_line,
             ),
             convert_options=pacsv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string()),
-                include_columns=None if columns is None else list(columns),
+                column_types=schema,
+                include_columns=list(columns),
                 null_values=self._text.missing_values,
                 strings_can_be_null=True,
             ),
         )  # fmt: skip
+        # Closed explicitly: whoever leaves the loop early would leave threads behind.
+        with reader:
+            yield from reader
+
+    def _header(self) -> list[str]:
+        with self._reading() as source:
+            first = bytes(source.read(1 << 20)).split(b"\n", 1)[0].rstrip(b"\r")
+            if not first.strip():
+                raise DataError("a text file is empty", where=self.path, limit="a first line that names the columns")
+            options = pacsv.ParseOptions(delimiter=self._delimiter, quote_char=self._text.quote or False)
+            return list(pacsv.read_csv(pa.py_buffer(first + b"\n"), parse_options=options).schema.names)
 
     @property
     def _delimiter(self) -> str:
@@ -115,6 +127,8 @@ class Table:
                 source: Any = pa.PythonFile(RemoteFile(self.path), mode="r")
             else:
                 source = pa.OSFile(self.path.removeprefix("file://"))
+            if self.is_text and self.path.lower().endswith(".gz"):
+                source = pa.CompressedInputStream(source, "gzip")
             with source:
                 yield source
         except (pa.ArrowException, OSError, EOFError) as error:
@@ -123,15 +137,6 @@ class Table:
                 limit="parquet, or text whose first line names the columns",
                 fix="mend or replace the file; lines with a wrong number of fields: bad_values.rows: skip",
             ) from None  # fmt: skip
-
-
-def _header(source: Any, delimiter: str, quote: str | None, path: str) -> list[str]:
-    stream = pa.CompressedInputStream(source, "gzip") if path.lower().endswith(".gz") else source
-    first = bytes(stream.read(1 << 20)).split(b"\n", 1)[0].rstrip(b"\r")
-    if not first.strip():
-        raise DataError("a text file is empty", where=path, limit="a first line that names the columns")
-    options = pacsv.ParseOptions(delimiter=delimiter, quote_char=quote or False)
-    return list(pacsv.read_csv(pa.py_buffer(first + b"\n"), parse_options=options).schema.names)
 
 
 def check_columns(schema: pa.Schema, columns: Sequence[str], where: str) -> None:

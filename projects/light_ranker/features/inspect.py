@@ -1,0 +1,247 @@
+"""`tml light-ranker inspect`: a proposal for features.yaml, from a sample of a table's rows.
+
+Every guess stands with its reason behind it. Columns that may be known only after the event, that only name a row, or
+that never change are commented out: to use one, remove the comment sign.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tml.common.errors import DataError
+from tml.projects.light_ranker.data.files import find_files
+from tml.projects.light_ranker.features.config import TextConfig
+from tml.projects.light_ranker.features.feature_file import feature_line
+from tml.projects.light_ranker.features.profile import Profile, constant_within, follows, numbers_of, profile_column
+from tml.projects.light_ranker.features.raw_columns import as_array
+from tml.projects.light_ranker.features.spec import Side
+from tml.projects.light_ranker.features.tables import Table, check_columns
+
+_CLICK = re.compile(r"(^|[._])(is_?)?click(ed|s)?$|^(y|label|target)$", re.I)
+_WATCH = re.compile(r"(watch|play|view|dwell|listen)_?(ed_?)?(time|seconds|secs|ms|duration)", re.I)
+_AFTER = re.compile(
+    r"click|like|favou?rit|repl(y|ied)|retweet|repost|shared?$|forward|comment|is_follow|hate|long_?view|purchas"
+    r"|conver(t|sion)|engag|dwell|watch|play_?time|stay_?time|profile_enter|^duration$",
+    re.I,
+)
+_WEIGHT = re.compile(r"(^|[._])((sample|record|example)_?)?weight$", re.I)
+_TIME = re.compile(r"(^|_)(time|timestamp|date|datetime|ts|hourmin)(_|$)|_at$", re.I)
+_ID = re.compile(r"(^|_)ids?(_|$)|^c\d+$|code|type|categor|hash|feat\d+$", re.I)
+_NUMBER = re.compile(
+    r"^i\d+$|(^|_)(num|count|cnt|age|days|hours|price|amount|score|rate|ratio|balance|length|size|ms|duration)(_|$)",
+    re.I,
+)
+_REQUEST = re.compile(r"^(request|session|query|impression)_?(id|uuid)?$", re.I)
+_USER = re.compile(r"^(user|viewer|member|customer|device|session|query|request)|_user(_|$)", re.I)
+_FEW, _MANY, _EPOCHS = 20, 10_000, ((1e9, 2.2e9), (1e12, 2.2e12))
+
+
+@dataclass
+class _Proposal:
+    """Lines of the sections, in the making."""
+
+    features: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    weight: str | None = None
+
+    def comment_out(self, section: list[str], values: dict[str, Any], reason: str) -> None:
+        """Adds a line that counts for nothing until its comment sign is removed."""
+        section.append("  # " + feature_line(values, reason).strip() + "\n")
+
+
+def propose(paths: list[str], group: str | None = None, max_rows: int = 200_000, text: TextConfig | None = None) -> str:
+    """The text of a features.yaml for a table.
+
+    Args:
+        paths: files, patterns, folders or URLs.
+        group: column of the request (or user): what is constant within a group is on the user's side.
+        max_rows: rows to look at, from the beginning of the first files.
+        text: how text files are read.
+
+    Raises:
+        DataError: the table cannot be read, is empty, or lacks the group column.
+    """
+    text = text or TextConfig()
+    columns, where = _sample(find_files(paths), max_rows, text)
+    if group is not None:
+        check_columns(pa.schema([(name, column.type) for name, column in columns.items()]), [group], where)
+    inspector = _Inspector(columns, group)
+    proposal = inspector.propose()
+    num_rows = len(next(iter(columns.values())))
+    return _text(proposal, group, text, f"{where}, {num_rows:,} rows looked at")
+
+
+def _sample(files: list[str], max_rows: int, text: TextConfig) -> tuple[dict[str, pa.Array], str]:
+    pieces: list[pa.Table] = []
+    for path in files:
+        table = Table(path, text)
+        for _, piece in table.batches(table.schema().names):
+            pieces.append(piece.slice(0, max_rows - sum(map(len, pieces))))
+            if sum(map(len, pieces)) >= max_rows:
+                break
+        if sum(map(len, pieces)) >= max_rows:
+            break
+    if not sum(map(len, pieces)):
+        raise DataError("the table has no rows", where=files[0], limit="at least one")
+    sample = pa.concat_tables(pieces, promote_options="permissive")
+    return {name: as_array(sample.column(name), name) for name in sample.column_names}, files[0]
+
+
+class _Inspector:
+    """Guesses the role of each column."""
+
+    def __init__(self, columns: dict[str, pa.Array], group: str | None) -> None:
+        self._columns, self._group = columns, group
+        self._profiles = {name: profile_column(name, column) for name, column in columns.items()}
+        self._click = self._find_click()
+
+    def propose(self) -> _Proposal:
+        """One line per column, in the order of the table."""
+        proposal = _Proposal()
+        for name, profile in self._profiles.items():
+            if name == self._click:
+                proposal.labels.insert(0, feature_line(_label(profile), "guessed by its name and its two values"))
+            elif _WEIGHT.search(name) and profile.kind in ("int", "float") and profile.numbers.min() >= 0:
+                proposal.weight = name
+            elif _is_watch_time(profile) and not any("watch_time" in line for line in proposal.labels):
+                column = {} if name == "watch_time" else {"column": name}
+                watch = {"name": "watch_time", "kind": "nonnegative", **column, **_milliseconds(name)}
+                proposal.labels.append(feature_line(watch, "guessed by its name; known only after the event"))
+            else:
+                self._propose_feature(profile, proposal)
+        return proposal
+
+    def _find_click(self) -> str | None:
+        found = [p.name for p in self._profiles.values() if _CLICK.search(p.name) and (p.is_binary or _is_yes_no(p))]
+        return min(found, key=lambda name: ("click" not in name.lower(), len(name))) if found else None
+
+    def _propose_feature(self, profile: Profile, proposal: _Proposal) -> None:
+        reason = self._why_not(profile)
+        if reason and profile.is_binary and (_AFTER.search(profile.name) or _CLICK.search(profile.name)):
+            proposal.comment_out(proposal.labels, {"name": profile.name, "kind": "binary"}, reason)
+            return
+        values = {"name": profile.name, **_kind(profile), "side": self._side(profile)}
+        values = {key: values[key] for key in ("name", "kind", "side", *values)}
+        if reason:
+            proposal.comment_out(proposal.features, values, reason)
+        else:
+            proposal.features.append(feature_line(values, _described(profile)))
+
+    def _why_not(self, profile: Profile) -> str | None:
+        """Why a column is no feature, or None."""
+        num_rows = len(self._columns[profile.name])
+        if profile.kind in ("empty", "other"):
+            return "no values" if profile.kind == "empty" else f"of a type that is no feature: {profile.examples[0]}"
+        if profile.num_distinct == 1 and not profile.null_share:
+            return "has one value only"
+        if _AFTER.search(profile.name) or _CLICK.search(profile.name) or self._follows_click(profile):
+            return "may be known only after the event; if it is known before, remove the comment sign"
+        if profile.kind == "time" or _TIME.search(profile.name) or _is_epoch(profile):
+            return "a time: good for --split-time, no feature by itself"
+        if profile.kind in ("int", "text") and profile.num_distinct > 0.95 * num_rows and num_rows >= 100:
+            return "differs in nearly every row: names the row, and cannot be learnt from"
+        if _REQUEST.match(profile.name):
+            return "names a request: good for --group, no feature by itself"
+        return None
+
+    def _follows_click(self, profile: Profile) -> bool:
+        if self._click is None or profile.kind not in ("int", "float", "bool"):
+            return False
+        clicks, values = numbers_of(self._columns, self._click), numbers_of(self._columns, profile.name)
+        return clicks is not None and values is not None and follows(np.nan_to_num(clicks) > 0, values)
+
+    def _side(self, profile: Profile) -> Side:
+        if self._group is not None:
+            same = constant_within(self._columns[self._group], self._columns[profile.name])
+            return "user" if same else "candidate"
+        return "user" if _USER.search(profile.name) else "candidate"
+
+
+def _label(profile: Profile) -> dict[str, Any]:
+    values: dict[str, Any] = {"name": "click", "kind": "binary"}
+    if profile.name != "click":
+        values["column"] = profile.name
+    if profile.kind == "text":
+        values["positive"] = [one for one in profile.examples if one.lower() in ("yes", "true", "y", "t")]
+    return values
+
+
+def _is_yes_no(profile: Profile) -> bool:
+    pairs = ({"yes", "no"}, {"true", "false"}, {"y", "n"}, {"t", "f"})
+    return profile.kind == "text" and {one.lower() for one in profile.examples} in pairs
+
+
+def _is_watch_time(profile: Profile) -> bool:
+    return bool(_WATCH.search(profile.name)) and profile.kind in ("int", "float") and profile.numbers.min() >= 0
+
+
+def _milliseconds(name: str) -> dict[str, float]:
+    return {"scale": 0.001} if re.search(r"(^|_)(ms|millis|milliseconds)($|_)", name, re.I) else {}
+
+
+def _is_epoch(profile: Profile) -> bool:
+    if profile.kind != "int" or not len(profile.numbers):
+        return False
+    low, high = profile.numbers.min(), profile.numbers.max()
+    return any(first <= low and high <= last for first, last in _EPOCHS) and profile.num_distinct > _FEW
+
+
+def _kind(profile: Profile) -> dict[str, Any]:
+    """Kind and settings of a feature."""
+    if profile.kind == "vector":
+        return {"kind": "vector", "dim": profile.length}
+    if profile.kind == "ids":
+        separator = {"separator": profile.separator} if profile.separator else {}
+        return {"kind": "ids", "max_length": min(50, profile.length), **separator, **_vocabulary(profile)}
+    if profile.kind in ("text", "bool", "time") or (profile.kind == "int" and _looks_like_ids(profile)):
+        return {"kind": "categorical", **_vocabulary(profile)}
+    return {"kind": "continuous"}
+
+
+def _looks_like_ids(profile: Profile) -> bool:
+    """Names first; then few values, or values spread over their range as ids are and counts are not."""
+    if _NUMBER.search(profile.name):
+        return False
+    if _ID.search(profile.name) or profile.num_distinct <= _FEW:
+        return True
+    low, high = profile.numbers.min(), profile.numbers.max()
+    return bool(low >= 0 and high > 1_000 and np.median(profile.numbers) > 0.2 * high)
+
+
+def _vocabulary(profile: Profile) -> dict[str, Any]:
+    return {"vocabulary": {"min_count": 2}} if profile.num_distinct > _MANY else {}
+
+
+def _described(profile: Profile) -> str:
+    parts = [f"{profile.null_share:.1%} missing"] if profile.null_share else []
+    if profile.kind in ("int", "float") and len(profile.numbers):
+        shown = ",.0f" if profile.kind == "int" else ".6g"
+        parts.append(f"{profile.numbers.min():{shown}} to {profile.numbers.max():{shown}}")
+    if profile.num_distinct:
+        parts.append(f"{profile.num_distinct:,} values")
+    if profile.examples and profile.kind in ("text", "ids"):
+        parts.append("such as " + ", ".join(profile.examples))
+    return "; ".join(parts).replace("\n", " ")
+
+
+def _text(proposal: _Proposal, group: str | None, text: TextConfig, source: str) -> str:
+    sides = f"constant within {group}" if group else "guessed by names; with --group they are read from the data"
+    lines = [f"# Proposed by `tml light-ranker inspect` from {source}.\n", f"# Sides: {sides}.\n"]
+    lines += ["features:\n", *proposal.features]
+    lines += ["labels:\n" if any(not line.lstrip().startswith("#") for line in proposal.labels) else _NO_LABEL]
+    lines += proposal.labels
+    if proposal.weight:
+        lines.append(f"weight: {{column: {proposal.weight}}}\n")
+    if group:
+        lines.append(f"group: {group}\n")
+    if changed := text.model_dump(exclude_defaults=True):
+        lines.append(feature_line(changed, None).replace("  - ", "text: ", 1))
+    return "".join(lines)
+
+
+_NO_LABEL = "labels: []  # no click was found: name a column, such as - {name: click, kind: binary, column: ...}\n"
