@@ -16,6 +16,7 @@ import numpy as np
 from tml.common.errors import ConfigError, DataError
 from tml.projects.light_ranker.records.columns import Entries, OnError, RecordColumns, decode_columns, stable_order
 from tml.projects.light_ranker.records.feature_ids import feature_id, mix_discrete, mix_string, text_hashes
+from tml.projects.light_ranker.records.targets import IdTable, read_labels, read_weights
 
 
 class FeatureType(IntEnum):
@@ -146,7 +147,9 @@ def hash_columns(
     keep = IdTable(list(fields.keep))
     if fields.mode == DecodeMode.HASH_VALUE_NAME:
         columns = _without_bad_names(columns, keep, where, on_error)
-    labels, weights = _labels(columns, fields, keep), _weights(columns, fields)
+    labels = read_labels(columns, fields.labels, fields.keep)
+    labels = np.where(np.isnan(labels), fields.default_label, labels).astype(np.float32)
+    weights = read_weights(columns, fields.weights, {*fields.keep, *fields.labels}).astype(np.float32)
     faulty = np.flatnonzero(~np.isfinite(np.hstack([labels, weights])).all(axis=1))
     if len(faulty):
         if on_error == "skip":
@@ -161,26 +164,6 @@ def hash_columns(
     joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
     order = stable_order(joined[0], columns.num_records)
     return HashedBatch(*(array[order] for array in joined), labels, weights, columns.numbers)
-
-
-class IdTable:
-    """Finds many ids among a few known ones.
-
-    Args:
-        ids: each once.
-    """
-
-    def __init__(self, ids: Sequence[int]) -> None:
-        known = np.array(ids, np.int64)
-        self._order = np.argsort(known)
-        self._sorted = known[self._order]
-
-    def find(self, keys: np.ndarray) -> np.ndarray:
-        """The place of each key among the ids, or -1, int64 [N]."""
-        if not len(self._sorted):
-            return np.full(len(keys), -1)
-        place = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
-        return np.where(self._sorted[place] == keys, self._order[place], -1)
 
 
 def _kept(
@@ -232,28 +215,3 @@ def _without_bad_names(columns: RecordColumns, keep: IdTable, where: object, on_
         where=f"{where}, record {columns.numbers[entries.rows[bad[0]]]}, feature {entries.keys[bad[0]]}",
         value=columns.text(entries, bad[0]), limit="UTF-8", fix="mend the name at its source, or skip bad records",
     )  # fmt: skip
-
-
-def _labels(columns: RecordColumns, fields: HashedFields, keep: IdTable) -> np.ndarray:
-    labels = _targets(columns, ("binary", "continuous"), fields.labels, keep, np.nan)
-    return np.where(np.isnan(labels), fields.default_label, labels).astype(np.float32)
-
-
-def _weights(columns: RecordColumns, fields: HashedFields) -> np.ndarray:
-    taken = IdTable(list({*fields.keep, *fields.labels}))
-    return _targets(columns, ("continuous",), fields.weights, taken, 0.0).astype(np.float32)
-
-
-def _targets(
-    columns: RecordColumns, kinds: Sequence[str], ids: Sequence[int], taken: IdTable, default: float
-) -> np.ndarray:
-    """float64 [B, len(ids)]: the value of each id that is not taken; 1 for a binary feature."""
-    out = np.full((columns.num_records, len(ids)), default)
-    wanted = IdTable(ids)
-    for kind in kinds:
-        entries = columns.entries[kind]
-        place = wanted.find(entries.keys)
-        chosen = (place >= 0) & (taken.find(entries.keys) < 0)
-        entries, place = entries.at(chosen), place[chosen]
-        out[entries.rows, place] = 1.0 if entries.values is None else entries.values
-    return out
