@@ -1,1 +1,5 @@
-"""From a trained ranker to one file that scores: ONNX and its signature."""
+"""Export: from a trained ranker to a folder that serves."""
+
+from tml.projects.light_ranker.export.ranker import export_ranker
+
+__all__ = ["export_ranker"]

@@ -1,0 +1,274 @@
+"""The graph that serves a ranker: what a request says of the user is computed once, not for every candidate.
+
+The first hidden layer is linear, `W x + b`, and its input's columns belong to the user or to the candidate, so
+`W x + b = (W_user x_user + b) + W_candidate x_candidate`. The bracket has one row per user.
+
+Letters: `U` users, one or as many as candidates (each row then has its own), `N` candidates, `X` columns of a side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from tml.common.errors import DataError
+from tml.common.modules.calibrators import Isotonic
+from tml.projects.light_ranker.export.interactions import SplitDot, reordered_cross
+from tml.projects.light_ranker.export.outputs import GraphIsotonic, Seconds
+from tml.projects.light_ranker.export.sides import SideInput, SideLookup, SidePooling, bins_of, pooled, slots_of
+from tml.projects.light_ranker.features.spec import FeatureSpec, IdFeature, Side
+from tml.projects.light_ranker.models.inputs import DenseInputs, Scale
+from tml.projects.light_ranker.models.interactions import CrossInteraction, DotInteraction
+from tml.projects.light_ranker.models.mlp import CLICK, WATCH_TIME, MlpRanker
+
+SIDES: tuple[Side, ...] = ("user", "candidate")
+TABLE = "table"
+PROBABILITY = "probability"
+
+
+class ServingGraph(nn.Module):
+    """Both sides' encoded features in, scores out; subclasses say what lies between.
+
+    Args:
+        spec: the features.
+        isotonic: calibration of the click's probability, if any.
+        takes_vectors: whether the model uses vectors.
+
+    Attributes:
+        inputs: type and columns of each input; a side has no input of a kind of which it has no features.
+        outputs: names of the outputs.
+        tables: the real tables by the name of their stand-in.
+    """
+
+    def __init__(self, spec: FeatureSpec, isotonic: Isotonic | None, takes_vectors: bool = True) -> None:
+        super().__init__()
+        self.inputs: dict[str, tuple[torch.dtype, int]] = {}
+        for side in SIDES:
+            part = spec.of_side(side)
+            columns = {
+                "ids": (torch.int64, part.num_slots),
+                "continuous": (torch.float32, len(part.continuous)),
+                "vectors": (torch.float32, part.num_vector_values if takes_vectors else 0),
+            }
+            self.inputs |= {f"{side}_{kind}": size for kind, size in columns.items() if size[1]}
+        if not any(name.startswith("candidate_") for name in self.inputs):
+            raise DataError(
+                "the model knows nothing of candidates, so all would score alike", where="features.yaml",
+                limit="at least one feature with side: candidate", fix="set the side of each feature and train again",
+            )  # fmt: skip
+        self.outputs = [PROBABILITY]
+        self.tables: dict[str, Tensor] = {}
+        self.isotonic = None if isotonic is None else GraphIsotonic(isotonic)
+
+    def add_table(self, name: str, rows: Tensor) -> None:
+        """Keep the real rows `[R, D]` aside; the graph is recorded with a small stand-in."""
+        self.tables[name] = rows
+        # No two alike, as the exporter would make one of them.
+        self.register_buffer(name, torch.full((2, rows.shape[1]), -float(len(self.tables))))
+
+    def with_tables(self) -> ServingGraph:
+        """Put the real tables in place of the stand-ins, to run the graph in torch."""
+        for name, rows in self.tables.items():
+            setattr(self, name, rows.detach().float())
+        return self
+
+    def probability(self, logits: Tensor) -> Tensor:
+        """Calibrated probabilities of logits `[N]`."""
+        return logits.sigmoid() if self.isotonic is None else self.isotonic(logits.sigmoid())
+
+    def forward(
+        self,
+        user_ids: Tensor | None = None,
+        user_continuous: Tensor | None = None,
+        user_vectors: Tensor | None = None,
+        candidate_ids: Tensor | None = None,
+        candidate_continuous: Tensor | None = None,
+        candidate_vectors: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """`outputs` `[N]` each, from the `inputs`."""
+        user = _side_input(user_ids, user_continuous, user_vectors)
+        candidate = _side_input(candidate_ids, candidate_continuous, candidate_vectors)
+        assert candidate is not None
+        return self.scores(user, candidate)
+
+    def scores(self, user: SideInput | None, candidate: SideInput) -> tuple[Tensor, ...]:
+        """What `forward` answers."""
+        raise NotImplementedError
+
+
+class MlpGraph(ServingGraph):
+    """Serves an `MlpRanker`.
+
+    Args:
+        model: trained, its whole tables on this process.
+        isotonic: calibration of the click's probability, if any.
+    """
+
+    def __init__(self, model: MlpRanker, isotonic: Isotonic | None) -> None:
+        super().__init__(model.spec, isotonic)
+        if model.tables is not None:
+            self.add_table(TABLE, model.tables.weights()[0])  # type: ignore[operator]
+        for name, table in model.pretrained.items():
+            self.add_table(_pretrained_name(model, name), table.weight)
+        self.user = MlpSide(model, "user")
+        self.candidate = MlpSide(model, "candidate")
+        first = model.hidden[0]
+        order = self._take_interaction(model)
+        weight = first.weight.detach()
+        if self.cross is not None:
+            self.register_buffer("weight", weight[:, order["user"] + order["candidate"]].clone())
+        else:
+            self.register_buffer("user_weight", weight[:, order["user"]].clone())
+            self.register_buffer("candidate_weight", weight[:, order["candidate"]].clone())
+        self.register_buffer("bias", first.bias.detach().clone())
+        self.hidden = model.hidden[1:]
+        self.click_head = model.heads[CLICK]
+        self.watch_head = model.heads[WATCH_TIME] if len(model.heads) > 1 else None
+        objective = model.head.objective
+        self.seconds = Seconds(objective.config.watch_time_loss == "log1p_mse") if objective.has_watch_time else None
+        if self.seconds is not None:
+            self.outputs.append(WATCH_TIME)
+
+    def scores(self, user: SideInput | None, candidate: SideInput) -> tuple[Tensor, ...]:
+        """Probabilities and, if the model predicts them, watch times in seconds."""
+        hidden = self.hidden(self._first_layer(user, candidate))
+        click = self.click_head(hidden).squeeze(1)
+        if self.seconds is None:
+            return (self.probability(click),)
+        watch = click if self.watch_head is None else self.watch_head(hidden).squeeze(1)
+        return self.probability(click), self.seconds(watch)
+
+    def _first_layer(self, user: SideInput | None, candidate: SideInput) -> Tensor:
+        of_user = None if user is None else self.user(self, user)
+        of_candidate = self.candidate(self, candidate)
+        if self.cross is not None:
+            return self._crossed(of_user, of_candidate)
+        products = self._products(of_user, of_candidate)
+        user_columns = [*([] if of_user is None else of_user.columns), *products[0]]
+        base = self.bias.unsqueeze(0)
+        if user_columns:
+            base = nn.functional.linear(torch.cat(user_columns, dim=1), self.user_weight, self.bias)
+        columns = torch.cat([*of_candidate.columns, *products[1]], dim=1)
+        # One matrix product that starts from the user's part: ONNX's Gemm with a C of one row.
+        return torch.addmm(base, columns, self.candidate_weight.T)
+
+    def _products(self, user: SideColumns | None, candidate: SideColumns) -> tuple[list[Tensor], list[Tensor]]:
+        """Products of the user's features alone, and all others."""
+        if self.dot is None:
+            return [], []
+        embeddings = [] if candidate.embeddings is None else [candidate.embeddings]
+        if self.project is not None:
+            numbers = candidate.numbers @ self.project_candidate.T + self.project.bias
+            if user is not None and user.numbers.shape[1]:
+                numbers = numbers + user.numbers @ self.project_user.T
+            embeddings.append(numbers.unsqueeze(1))
+        of_user = None if user is None else user.embeddings
+        own = [] if of_user is None or not self.dot.user_products else [self.dot.user(of_user)]
+        return own, [self.dot.candidate(of_user, torch.cat(embeddings, dim=1))]
+
+    def _crossed(self, user: SideColumns | None, candidate: SideColumns) -> Tensor:
+        columns = torch.cat(candidate.columns, dim=1)
+        if user is not None:
+            # Adding zeros of N rows repeats the one user for every candidate, and leaves N users as they are.
+            repeated = torch.cat(user.columns, dim=1) + torch.zeros_like(columns[:, :1])
+            columns = torch.cat([repeated, columns], dim=1)
+        return nn.functional.linear(self.cross(columns), self.weight, self.bias)
+
+    def _take_interaction(self, model: MlpRanker) -> dict[str, list[int]]:
+        """Which columns of the model's first layer each side has, in the order in which the graph makes them."""
+        self.dot, self.cross, self.project = None, None, None
+        order: dict[str, list[int]] = {side: [] for side in SIDES}
+        for part in model.input_layout():
+            if part.side in order:
+                order[part.side] += range(part.columns.start, part.columns.stop)
+        if isinstance(model.interaction, CrossInteraction):
+            self.cross = reordered_cross(model.interaction, order["user"] + order["candidate"])
+        elif isinstance(model.interaction, DotInteraction):
+            embedded = (*model.slots.own, *model.slots.binned)
+            self.dot = SplitDot(model.interaction, [feature.side == "user" for feature in embedded])
+            self.project = model.interaction.project
+            if self.project is not None:
+                weight = self.project.weight.detach()
+                self.register_buffer("project_user", weight[:, model.inputs.user_columns].clone())
+                self.register_buffer("project_candidate", weight[:, model.inputs.candidate_columns].clone())
+            products = model.input_layout()[-1].columns.start
+            order["user"] += [products + place for place in self.dot.user_products]
+            order["candidate"] += [products + place for place in self.dot.candidate_products]
+        return order
+
+
+class SideColumns:
+    """What a side contributes.
+
+    Args:
+        embeddings: `[B, F, D]`; None without any.
+        others: pooled pretrained embeddings, `[B, D']` each.
+        numbers: `[B, K]`.
+    """
+
+    def __init__(self, embeddings: Tensor | None, others: list[Tensor], numbers: Tensor) -> None:
+        self.embeddings, self.numbers = embeddings, numbers
+        parts = [] if embeddings is None else [embeddings.flatten(1)]
+        self.columns = [*parts, *others, *([numbers] if numbers.shape[1] else [])]
+
+
+class MlpSide(nn.Module):
+    """One side's embeddings and numbers.
+
+    Args:
+        model: whose features.
+        side: user or candidate.
+    """
+
+    def __init__(self, model: MlpRanker, side: Side) -> None:
+        super().__init__()
+        slots = slots_of(model.spec, side)
+        own = [(feature, part) for feature, part in slots if feature.embedding is None]
+        offsets = [model.slots.layout.offset[feature.name] for feature, _ in own] if model.slots.layout else []
+        bins = bins_of(model.bins, model.spec, side)
+        self.lookup = SideLookup(own, offsets, bins, model.head.embedding_dim)
+        self.pooling = SidePooling(own, 0 if bins is None else len(bins.columns))
+        self.others: list[tuple[IdFeature, slice, str]] = [
+            (feature, part, _pretrained_name(model, feature.name))
+            for feature, part in slots
+            if feature.embedding is not None
+        ]
+        self.numbers = DenseInputs(model.spec.of_side(side))
+        scales = zip(model.inputs.kept, model.inputs.shift.tolist(), model.inputs.scale.tolist(), strict=True)
+        self.numbers.set_scales({feature.name: Scale(shift, scale) for feature, shift, scale in scales})
+
+    def forward(self, graph: ServingGraph, side: SideInput) -> SideColumns:
+        """The side's columns of the first layer's input."""
+        rows = self.lookup(getattr(graph, TABLE, None), side)
+        embeddings = None if rows is None else self.pooling(rows, side.ids)
+        others = [
+            self._other(getattr(graph, table), side.ids[:, part], feature) for feature, part, table in self.others
+        ]
+        return SideColumns(embeddings, others, self.numbers(side.continuous, side.vectors))
+
+    def _other(self, table: Tensor, ids: Tensor, feature: IdFeature) -> Tensor:
+        return pooled(feature, nn.functional.embedding(ids.clamp_min(0), table), ids)
+
+
+def isotonic_of(points: Mapping[str, Mapping[str, list[float]]] | None) -> Isotonic | None:
+    """The click's calibration among those of `isotonic.json`."""
+    return Isotonic.from_dict(points[CLICK]) if points and CLICK in points else None
+
+
+def _pretrained_name(model: MlpRanker, feature: str) -> str:
+    # Names of buffers have no dots, those of features may.
+    return f"pretrained_{list(model.pretrained).index(feature)}"
+
+
+def _side_input(ids: Tensor | None, continuous: Tensor | None, vectors: Tensor | None) -> SideInput | None:
+    given = [part for part in (ids, continuous, vectors) if part is not None]
+    if not given:
+        return None
+    absent = torch.zeros_like(given[0][:, :0], dtype=torch.float32)
+    return SideInput(
+        absent.to(torch.int64) if ids is None else ids,
+        absent if continuous is None else continuous,
+        absent if vectors is None else vectors,
+    )

@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+import torch
+
+from tests.projects.light_ranker.export.tiny_ranker import ISOTONIC, build, write_features
+from tml.common.errors import DataError
+from tml.common.modules.calibrators import Isotonic
+from tml.projects.light_ranker.export.check import trainer_scores
+from tml.projects.light_ranker.export.graph import MlpGraph, isotonic_of
+from tml.projects.light_ranker.export.lolly_graph import LollyGraph
+from tml.projects.light_ranker.export.outputs import GraphIsotonic
+from tml.projects.light_ranker.export.ranker import _made_up
+from tml.projects.light_ranker.export.sides import GraphBins
+from tml.projects.light_ranker.models.bins import Bins
+
+MODELS = {
+    "mlp": {"mlp": {}},
+    "dot": {"mlp": {"interaction": {"kind": "dot"}, "hidden_sizes": [16]}},
+    "cross": {"mlp": {"interaction": {"kind": "cross"}, "hidden_sizes": [16, 8]}},
+    "single_output": {"mlp": {"heads": "single_output", "hidden_sizes": [8]}},
+    "lolly_lr": {"lolly_lr": {"input_size_bits": 10}},
+}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return write_features(tmp_path_factory.mktemp("features") / "f")
+
+
+def graph_of(model, isotonic):
+    kind = LollyGraph if "Lolly" in type(model).__name__ else MlpGraph
+    return kind(model, isotonic).with_tables().eval()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_split_graph_scores_like_the_model(encoder, name):
+    loss = {} if name == "lolly_lr" else {"watch_time_label": "watch_time"}
+    model = build(encoder, MODELS[name], **loss).eval()
+    isotonic = isotonic_of(ISOTONIC)
+    rows = _made_up(model)
+    inputs = rows.inputs("user") | rows.inputs("candidate")
+    graph = graph_of(model, isotonic)
+    with torch.no_grad():
+        scores = graph(**{key: torch.from_numpy(inputs[key]) for key in graph.inputs})
+    expected = trainer_scores(model, isotonic, rows)
+    assert graph.outputs == ["probability", "watch_time"][: len(scores)]
+    assert expected["raw"].std() > 0.01
+    np.testing.assert_allclose(scores[0], expected["probability"], atol=2e-6)
+    if name != "lolly_lr":
+        np.testing.assert_allclose(np.log1p(scores[1].numpy()), expected["watch_time"], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_user_for_all_candidates_is_the_same_as_one_each(encoder, name):
+    model = build(encoder, MODELS[name]).eval()
+    rows = _made_up(model)
+    graph = graph_of(model, None)
+    candidate = {key: torch.from_numpy(v) for key, v in rows.inputs("candidate").items() if key in graph.inputs}
+    user = {key: torch.from_numpy(v[5:6]) for key, v in rows.inputs("user").items() if key in graph.inputs}
+    with torch.no_grad():
+        once = graph(**user, **candidate)
+        each = graph(**{key: values.expand(len(rows), -1) for key, values in user.items()}, **candidate)
+    np.testing.assert_allclose(once[0], each[0], atol=1e-6)
+
+
+def test_a_mean_squared_error_of_seconds_is_served_in_seconds(encoder):
+    model = build(encoder, MODELS["mlp"], watch_time_label="watch_time", watch_time_loss="mse").eval()
+    rows, graph = _made_up(model), graph_of(model, None)
+    inputs = rows.inputs("user") | rows.inputs("candidate")
+    with torch.no_grad():
+        seconds = graph(**{key: torch.from_numpy(inputs[key]) for key in graph.inputs})[1]
+    assert seconds.min() == 0
+    np.testing.assert_allclose(np.log1p(seconds.numpy()), trainer_scores(model, None, rows)["watch_time"], atol=2e-5)
+
+
+@pytest.mark.parametrize("left_closed", [False, True])
+@pytest.mark.parametrize("num_boundaries", [3, 700])
+def test_bins_in_the_graph_agree_with_numpy_on_and_between_boundaries(left_closed, num_boundaries):
+    edges = np.sort(np.random.default_rng(0).normal(size=num_boundaries)).astype(np.float32)
+    rows = list(range(100, 100 + num_boundaries + 2))
+    bins = GraphBins(Bins([1], [edges.tolist()], [rows], left_closed), [0], [0])
+    values = np.concatenate([edges, edges + 1e-4, [-1e9, 1e9, np.nan]]).astype(np.float32)
+    expected = 101 + np.searchsorted(edges, values, side="right" if left_closed else "left")
+    expected[np.isnan(values)] = 100
+    np.testing.assert_array_equal(bins(torch.from_numpy(values)[:, None])[:, 0], expected)
+
+
+@pytest.mark.parametrize("num_points", [1, 2, 5, 1000])
+def test_the_graphs_calibration_is_numpys_interpolation(num_points):
+    rng = np.random.default_rng(num_points)
+    xs, ys = np.sort(rng.random(num_points)), np.sort(rng.random(num_points))
+    values = np.concatenate([rng.random(200), xs, [0.0, 1.0]]).astype(np.float32)
+    found = GraphIsotonic(Isotonic(xs, ys))(torch.from_numpy(values))
+    np.testing.assert_allclose(found, np.interp(values, xs.astype(np.float32), ys), atol=1e-4)
+
+
+def test_where_calibration_points_share_an_x_the_first_ones_y_is_taken():
+    isotonic = GraphIsotonic(Isotonic([0.2, 0.4, 0.4, 0.8], [0.1, 0.2, 0.6, 0.7]))
+    found = isotonic(torch.tensor([0.0, 0.3, 0.4, 0.6, 0.9]))
+    np.testing.assert_allclose(found, [0.1, 0.15, 0.2, 0.65, 0.7], atol=1e-6)
+
+
+def test_a_model_without_candidate_features_is_refused(tmp_path):
+    text = "features:\n  - {name: age, kind: continuous, side: user}\nlabels:\n  - {name: click, kind: binary}\n"
+    model = build(write_features(tmp_path / "f", text), {"mlp": {}})
+    with pytest.raises(DataError, match="knows nothing of candidates"):
+        MlpGraph(model, None)
