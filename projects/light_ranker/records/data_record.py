@@ -85,7 +85,7 @@ class DataRecord:
 
     def merged_over(self, common: DataRecord) -> DataRecord:
         """A record with the features of `common` first; where both have a feature, this record's holds."""
-        merged = {}
+        merged: dict[str, Any] = {}
         for kind in (each.name for each in fields(self)):
             ours, theirs = getattr(self, kind), getattr(common, kind)
             merged[kind] = OrderedSet((*theirs, *ours)) if kind == "binary" else {**theirs, **ours}

@@ -115,9 +115,10 @@ def _values(reader: ThriftReader, kind: ListKind) -> tuple[Any, ...]:
 
 def _data_type(reader: ThriftReader) -> DataType:
     number = reader.i32()
-    if number not in iter(DataType):
-        raise reader.fault("element type is unknown", number, f"0 to {max(DataType)}")
-    return DataType(number)
+    try:
+        return DataType(number)
+    except ValueError:
+        raise reader.fault("element type is unknown", number, f"0 to {max(DataType)}") from None
 
 
 def _dims(reader: ThriftReader) -> tuple[int, ...]:

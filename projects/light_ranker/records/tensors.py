@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class ListKind(IntEnum):
     BOOL = 7
 
 
-RAW_DTYPES = {
+RAW_DTYPES: dict[DataType, np.dtype[Any]] = {
     DataType.FLOAT: np.dtype("<f4"),
     DataType.DOUBLE: np.dtype("<f8"),
     DataType.INT32: np.dtype("<i4"),
@@ -49,7 +50,7 @@ RAW_DTYPES = {
     DataType.BOOL: np.dtype("?"),
 }
 _RAW_TYPE_OF = {dtype: kind for kind, dtype in RAW_DTYPES.items()}
-_LIST_DTYPES = {
+_LIST_DTYPES: dict[ListKind, np.dtype[Any]] = {
     ListKind.INT32: np.dtype("<i4"),
     ListKind.INT64: np.dtype("<i8"),
     ListKind.FLOAT: np.dtype("<f4"),
