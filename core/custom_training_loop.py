@@ -33,6 +33,8 @@ from tml.common.tracking.json_lines import read_metrics
 from tml.core.batch_stream import AgreedBatches, Prefetcher, StopKind, StopRequest, accumulate, batches_of_epochs
 from tml.core.config.training import TrainingConfig
 from tml.core.hooks.signals import PREEMPTED_EXIT_CODE
+from tml.core.optimizers.gradient_exchange import register_gradient_compression
+from tml.core.optimizers.gradients import GradientStep
 from tml.core.resume import empty_save_dir, restore_run, run_tensors
 from tml.core.run_checks import check_settings
 from tml.core.train_loop import EvaluationInterrupted, TrainLoop, TrainState, evaluating
@@ -76,6 +78,7 @@ def train(loop: TrainLoop) -> TrainState:
         DataError: a batch cannot be made; all ranks raise.
     """
     check_settings(loop)
+    _prepare_gradients(loop)
     restore_run(loop)
     if loop.state.step > 0:
         loop.mark_restored()
@@ -172,13 +175,22 @@ def only_evaluate(
     return results
 
 
+def _prepare_gradients(loop: TrainLoop) -> None:
+    config, every_n = loop.config.gradients, loop.config.train_log_every_n
+    loop.gradients = GradientStep(
+        loop.optimizers, config, loop.runtime.seed, wants_norm=lambda step: (step + 1) % every_n == 0
+    )
+    if config.compression is not None:
+        loop.compression = register_gradient_compression(loop.model, loop.optimizers, config.compression)
+
+
 def _build_pipeline(loop: TrainLoop) -> TrainPipeline:
     guard = FiniteGuard(
         loop.config.check_finite_every_n, os.path.join(loop.config.save_dir, "debug"), first_step=loop.state.step
     )
     return TrainPipeline(
         loop.model,
-        loop.optimizers,
+        loop.gradients,
         loop.device,
         engine=loop.runtime.pipeline,
         amp=loop.runtime.enable_amp,
@@ -199,6 +211,10 @@ def _is_over(loop: TrainLoop) -> bool:
 
 def _train_step(loop: TrainLoop, batches: AgreedBatches) -> bool:
     assert loop.pipeline is not None
+    assert loop.gradients is not None
+    for part in (loop.gradients, loop.compression):
+        if part is not None:
+            part.begin(loop.state.step)
     loop.learning_rates = loop.optimizers.set_learning_rates(loop.state.step)
     try:
         loop.result = loop.pipeline.step(batches)
@@ -214,7 +230,8 @@ def _go_back_to_best(loop: TrainLoop) -> None:
     best = loop.state.best_step
     if loop.config.early_stopping is None or loop.is_preempted or best is None or best == loop.state.step:
         return
-    loop.checkpoints.restore(run_tensors(loop), step=best)
+    tensors = run_tensors(loop)
+    loop.checkpoints.restore(tensors, step=best, only=set(tensors))
     logger.info("the model is that of step %d, the best one", best)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from tml.common.batch import Cursor
-from tml.common.checkpointing import CheckpointManager, read_extra
+from tml.common.checkpointing import CheckpointManager, load_tensors, read_extra
 from tml.common.checkpointing.layout import scan
 from tml.common.checkpointing.retention import BEST_NAME, delete_folder
 from tml.common.device import gather_objects, rank, rng_state, seed_everything, set_rng_state, world_size
@@ -43,6 +43,11 @@ def run_tensors(loop: TrainLoop) -> dict[str, Tensor]:
     of_model, of_optimizers = model_tensors(loop.model), loop.optimizers.checkpoint_tensors()
     assert not set(of_model) & set(of_optimizers), sorted(set(of_model) & set(of_optimizers))
     return of_model | of_optimizers
+
+
+def rank_tensors(loop: TrainLoop) -> dict[str, Tensor]:
+    """What each rank has of its own, as its row of a tensor of all ranks: the memory of compressed gradients."""
+    return {} if loop.compression is None else loop.compression.checkpoint_tensors()
 
 
 def extra_of(loop: TrainLoop) -> dict[str, Any]:
@@ -78,7 +83,7 @@ def restore_run(loop: TrainLoop) -> None:
     """
     if any(gather_objects(loop.checkpoints.latest() is not None)):
         require_same_run(read_extra(loop.checkpoints.directory), loop)
-        _continue_from(loop.checkpoints.restore(run_tensors(loop)), loop)
+        _continue_from(_restore_tensors(loop), loop)
         logger.info("continuing at step %d, epoch %d", loop.state.step, loop.state.cursor.epoch)
     elif loop.config.initial_checkpoint_dir is not None:
         warm_start(loop.config.initial_checkpoint_dir, loop.model)
@@ -140,6 +145,18 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], allowed: Iter
         for path in changed
         if not any(path == prefix or path.startswith(prefix + ".") for prefix in prefixes)
     ]
+
+
+def _restore_tensors(loop: TrainLoop) -> dict[str, Any]:
+    everywhere, of_ranks = run_tensors(loop), rank_tensors(loop)
+    num_ranks_before = len(read_extra(loop.checkpoints.directory)["rng"])
+    if not of_ranks or num_ranks_before == world_size():
+        return loop.checkpoints.restore(everywhere | of_ranks)
+    extra = loop.checkpoints.restore(everywhere, only=set(everywhere))
+    assert loop.compression is not None
+    step = loop.checkpoints.restored_step
+    loop.compression.take_over(load_tensors(loop.checkpoints.directory, step, set(of_ranks)))
+    return extra
 
 
 def _continue_from(extra: Mapping[str, Any], loop: TrainLoop) -> None:

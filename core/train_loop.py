@@ -27,7 +27,10 @@ from tml.core.hooks.evaluation import EvaluationHook
 from tml.core.hooks.logging import LoggingHook
 from tml.core.hooks.profiler import ProfilerHook
 from tml.core.hooks.signals import SignalHook
-from tml.core.resume import extra_of, run_tensors
+from tml.core.hooks.stopping import StopAtTimeHook, StopIfFileExistsHook
+from tml.core.optimizers.compression import GradientCompression
+from tml.core.optimizers.gradients import GradientStep
+from tml.core.resume import extra_of, rank_tensors, run_tensors
 from tml.core.train_pipeline import StepResult, TrainPipeline
 
 logger = logging.getLogger(__name__)
@@ -103,6 +106,8 @@ class TrainLoop:
     stop: StopRequest = field(default_factory=StopRequest)
     result: StepResult | None = None
     learning_rates: dict[str, float] = field(default_factory=dict)
+    gradients: GradientStep | None = None
+    compression: GradientCompression | None = None
     pipeline: TrainPipeline | None = None
     trackers: Trackers | None = None
     evaluation_seconds: float = 0.0
@@ -145,7 +150,7 @@ class TrainLoop:
     def save_checkpoint(self, final: bool = False) -> None:
         """Save this step unless it is saved already; with `final`, wait until it is committed."""
         if self._saved_step != self.state.step:
-            self.checkpoints.save(self.state.step, run_tensors(self), extra_of(self))
+            self.checkpoints.save(self.state.step, run_tensors(self) | rank_tensors(self), extra_of(self))
             self._saved_step = self.state.step
         if final:
             self.checkpoints.wait()
@@ -186,6 +191,10 @@ class TrainLoop:
 def default_hooks(config: TrainingConfig) -> list[Hook]:
     """The hooks that the config asks for, in the order of their calls: what stops, then what looks, then saving."""
     hooks: list[Hook] = [SignalHook(), DurationHook(config.max_duration_in_s)]
+    if config.stop_at_time is not None:
+        hooks.append(StopAtTimeHook(config.stop_at_time))
+    if config.stop_if_file_exists is not None:
+        hooks.append(StopIfFileExistsHook(config.stop_if_file_exists))
     if config.profile_steps is not None:
         folder = os.path.join(config.save_dir, "profile")
         hooks.append(ProfilerHook(config.profile_steps.start, config.profile_steps.count, folder))

@@ -109,7 +109,7 @@ class TrainPipeline:
 
     Args:
         model: `model(batch) -> (loss, outputs)`, on its device, sharded if it is to be.
-        optimizers: has `zero_grad()` and `step()`.
+        optimizers: has `zero_grad()` and `step()`: the optimizers, or a `GradientStep` before them.
         device: where batches go.
         engine: 'plain', 'sparse_dist' or 'auto'.
         amp: dense layers in bfloat16.

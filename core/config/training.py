@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tml.core.config.base_config import BaseConfig
+from tml.core.config.gradients import GradientsConfig
 
 NumSteps = Annotated[int, Field(ge=1, le=10**12)]
 
@@ -129,6 +131,9 @@ class TrainingConfig(BaseConfig):
         "tables are updated in every backward: summing gradients over several would not be the same. So memory "
         "grows with it.",
     )
+    gradients: GradientsConfig = Field(
+        default_factory=GradientsConfig, description="Compression, noise and clipping of dense parameters' gradients."
+    )
     early_stopping: EarlyStoppingConfig | None = Field(
         default=None, description="Stop when a metric no longer improves; needs evaluate_every_n."
     )
@@ -136,6 +141,18 @@ class TrainingConfig(BaseConfig):
         default=None,
         gt=0,
         description="Stop after this many seconds of training, counted over restarts too. No limit if null.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    stop_at_time: datetime | None = Field(
+        default=None,
+        description="Stop after the step in which this time comes: 2031-05-28T18:30:00+02:00, UTC without an offset.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    stop_if_file_exists: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Stop within a second or a step of a file with this path being made; rank 0 looks. It stays there: "
+        "remove it before you start again.",
         json_schema_extra=MAY_CHANGE,
     )
     check_finite_every_n: NumSteps = Field(
@@ -149,6 +166,11 @@ class TrainingConfig(BaseConfig):
         description="Write a Chrome trace of these steps to save_dir/profile.",
         json_schema_extra=MAY_CHANGE,
     )
+
+    @field_validator("stop_at_time")
+    @classmethod
+    def _naive_means_utc(cls, time: datetime | None) -> datetime | None:
+        return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
 
     @model_validator(mode="after")
     def _fields_fit(self) -> Self:

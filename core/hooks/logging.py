@@ -25,7 +25,8 @@ class LoggingHook(Hook):
     """Logs every `every_n` steps.
 
     The loss is the mean over ranks and over the steps since the last line. Examples are those of all ranks, as batches
-    count them, each once; the time of evaluations is left out of their rate.
+    count them, each once; the time of evaluations is left out of their rate. The gradient norm is that of the dense
+    parameters in the last step, before clipping.
 
     Args:
         every_n: steps between lines.
@@ -70,6 +71,8 @@ class LoggingHook(Hook):
         seconds = max(self._clock() - self._last_time - evaluating, 1e-9)
         rate = (loop.state.num_examples - self._last_examples) / seconds
         values = {"train/loss": loss, "train/examples_per_s": rate, "train/epoch": float(loop.state.cursor.epoch)}
+        if loop.gradients is not None and loop.gradients.norm is not None:
+            values["train/gradient_norm"] = float(loop.gradients.norm)
         values |= {f"train/learning_rate/{name}": value for name, value in loop.learning_rates.items()}
         rates = ", ".join(f"lr {name} {value:.4g}" for name, value in loop.learning_rates.items())
         logger.info(

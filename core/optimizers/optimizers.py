@@ -60,7 +60,15 @@ class Optimizers:
 
     def dense_parameters(self) -> list[nn.Parameter]:
         """The parameters that `step()` updates, in the order of optimizers and of their groups."""
-        return [parameter for optimizer in self.dense.values() for _, parameter in _named_parameters(optimizer)]
+        return list(self.named_dense_parameters().values())
+
+    def named_dense_parameters(self) -> dict[str, nn.Parameter]:
+        """The same by `<optimizer>.<parameter>`, as in the keys of a checkpoint."""
+        return {
+            f"{name}.{parameter_name}": parameter
+            for name, optimizer in self.dense.items()
+            for parameter_name, parameter in _named_parameters(optimizer)
+        }
 
     def step(self) -> None:
         """Updates dense parameters. Fused tables have been updated during backward.

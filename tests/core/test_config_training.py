@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pydantic
@@ -33,6 +34,16 @@ def test_fault_27_settings_out_of_range_or_at_odds_are_refused(settings, message
         TrainingConfig(**settings)
 
 
+def test_a_time_without_a_zone_is_utc() -> None:
+    time = TrainingConfig(stop_at_time="2031-05-28 18:30").stop_at_time
+    assert time == datetime(2031, 5, 28, 18, 30, tzinfo=UTC)
+    assert TrainingConfig(stop_at_time="2031-05-28T20:30:00+02:00").stop_at_time == time
+    dumped = TrainingConfig(stop_at_time="2031-05-28 18:30").model_dump(mode="json")["stop_at_time"]
+    assert TrainingConfig(stop_at_time=dumped).stop_at_time == time
+    with pytest.raises(pydantic.ValidationError, match="stop_at_time"):
+        TrainingConfig(stop_at_time="tomorrow")
+
+
 @pytest.mark.parametrize("section", [TrainingConfig, RuntimeConfig])
 def test_every_field_says_what_it_does(section) -> None:
     assert all(field.description and field.description.endswith(".") for field in section.model_fields.values())
@@ -47,7 +58,8 @@ def test_fault_25_the_config_says_why_there_is_no_float16_and_no_loss_scaling() 
 def test_only_what_leaves_the_result_alone_may_change_on_resume() -> None:
     training = changeable_paths("training", TrainingConfig)
     assert {"training.num_epochs", "training.checkpoint_every_n", "training.train_log_every_n"} <= training
-    assert not {"training.gradient_accumulation", "training.early_stopping"} & training
+    assert {"training.stop_at_time", "training.stop_if_file_exists"} <= training
+    assert not {"training.gradient_accumulation", "training.early_stopping", "training.gradients"} & training
     runtime = changeable_paths("runtime", RuntimeConfig)
     assert "runtime.log" in runtime
     assert not {"runtime.seed", "runtime.enable_amp"} & runtime

@@ -101,13 +101,15 @@ class ShardedModel(nn.Module):
         return dict(self.dmp.state_dict()) | momenta
 
 
-def _run(folder: str, path: str, engine: str, preempt_at: int | None, num_epochs: int) -> dict[str, Any]:
+def _run(
+    folder: str, path: str, engine: str, preempt_at: int | None, num_epochs: int, momentum: float = 0.9, **settings: Any
+) -> dict[str, Any]:
     parts = ShardedModel()
     model = parts.dmp
     model.module.checkpoint_tensors = parts.tensors
-    head = torch.optim.SGD(model.module.head.named_parameters(), lr=0.0, momentum=0.9)
+    head = torch.optim.SGD(model.module.head.named_parameters(), lr=0.0, momentum=momentum)
     optimizers = Optimizers({"head": head}, {}, {"head": lambda step: 0.1})
-    config = toy_config(folder, num_epochs=num_epochs, checkpoint_every_n=None, evaluate_every_n=3)
+    config = toy_config(folder, num_epochs=num_epochs, checkpoint_every_n=None, evaluate_every_n=3, **settings)
     runtime = RuntimeConfig(tracking={"tensorboard": False}, pipeline=engine)
     at = {preempt_at: lambda loop: loop.request_stop("test", StopKind.PREEMPTED)} if preempt_at else {}
     record = RecordHook()
@@ -169,6 +171,21 @@ def test_two_ranks_resume_to_the_bit_and_pipelined_equals_plain(tmp_path, path) 
     for name, tensor in tables[0].items():
         assert torch.equal(tables[1][name], tensor), name
         assert torch.equal(tables[2][name], tensor), name
+
+
+def _run_compressed(folder: str, path: str, density: float) -> dict[str, Any]:
+    gradients = {"compression": {"density": density}} if density else {}
+    return _run(folder, path, "auto", None, 2, momentum=0.0, gradients=gradients)
+
+
+def test_gradients_of_the_data_parallel_head_beside_sharded_tables_can_be_compressed(tmp_path, path) -> None:
+    plain, whole, few = (
+        run_ranks(_run_compressed, 2, str(tmp_path / str(density)), path, density)[0]["losses"]
+        for density in (0.0, 1.0, 0.3)
+    )
+    assert whole == pytest.approx(plain, rel=1e-5)
+    assert few != pytest.approx(plain, rel=1e-3)
+    assert few[-1] < few[0]
 
 
 def test_fault_7_a_run_of_two_ranks_goes_on_with_one_and_reads_every_row_once(tmp_path, path, monkeypatch) -> None:

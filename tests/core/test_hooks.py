@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import torch.distributed as dist
@@ -11,10 +12,12 @@ from tests.core.toy_run import Rows, run_toy
 from tests.distributed import exit_code_of, run_ranks
 from tml.common.checkpointing import CheckpointManager
 from tml.common.errors import NonFiniteError
+from tml.common.tracking.json_lines import read_metrics
 from tml.core.batch_stream import StopKind, StopRequest
 from tml.core.hooks.duration import DurationHook
 from tml.core.hooks.evaluation import EarlyStopping
 from tml.core.hooks.signals import PREEMPTED_EXIT_CODE
+from tml.core.hooks.stopping import StopAtTimeHook, StopIfFileExistsHook
 
 
 def _signal(number: int = signal.SIGTERM):
@@ -167,6 +170,121 @@ def test_duration_counts_earlier_runs_but_not_the_time_between_them() -> None:
     now[0] += 0.2
     second.after_step(loop)  # type: ignore[arg-type]
     assert len(loop.reasons) == 1
+
+
+def test_bug_3_time_is_kept_by_one_clock_that_evaluations_do_not_start_again(tmp_path) -> None:
+    def seconds(folder, **settings) -> float:
+        found: list[float] = []
+
+        def look(loop) -> None:
+            found.extend(hook.seconds for hook in loop.hooks if isinstance(hook, DurationHook))
+
+        run_toy(folder, at={6: look}, evaluate=_slow_evaluation, **settings)
+        (once,) = found
+        return once
+
+    assert 0.2 <= seconds(tmp_path / "a", evaluate_every_n=3) < 1.0
+    begun = time.monotonic()
+    outcome = run_toy(
+        tmp_path / "b", num_epochs=10_000, evaluate=_slow_evaluation, evaluate_every_n=3, max_duration_in_s=0.5
+    )
+    assert time.monotonic() - begun < 3.0
+    assert outcome.state.stop_reason == "max_duration_in_s of 0.5 reached"
+
+
+def _slow_evaluation(stop: StopRequest) -> dict[str, float]:
+    time.sleep(0.1)
+    return {"mrr": 0.5}
+
+
+def test_stop_at_time_stops_at_the_first_step_after_it() -> None:
+    now, loop = [datetime(2031, 5, 28, 16, 29, tzinfo=UTC)], _Asked()
+    hook = StopAtTimeHook(datetime.fromisoformat("2031-05-28T18:30:00+02:00"), now=lambda: now[0])
+    hook.on_train_start(loop)  # type: ignore[arg-type]
+    now[0] += timedelta(seconds=59)
+    hook.after_step(loop)  # type: ignore[arg-type]
+    assert loop.reasons == []
+    now[0] += timedelta(seconds=1)
+    hook.after_step(loop)  # type: ignore[arg-type]
+    assert loop.reasons == ["stop_at_time 2031-05-28T18:30:00+02:00 has come"]
+
+
+def test_a_run_after_its_time_trains_nothing_and_a_later_time_goes_on(tmp_path) -> None:
+    outcome = run_toy(tmp_path, stop_at_time="2001-01-01T00:00:00")
+    assert (outcome.state.step, outcome.state.exit_code) == (0, 0)
+    assert "2001-01-01T00:00:00+00:00" in (outcome.state.stop_reason or "")
+    assert run_toy(tmp_path, stop_at_time="2999-01-01").state.step == 6
+
+
+def test_a_file_stops_training_and_is_left_there(tmp_path) -> None:
+    flag = tmp_path / "stop now"
+    settings = {"stop_if_file_exists": str(flag), "checkpoint_every_n": None}
+    hooks: list[StopIfFileExistsHook] = []
+
+    def make_file(loop) -> None:
+        hooks.extend(hook for hook in loop.hooks if isinstance(hook, StopIfFileExistsHook))
+        hooks[0]._next_look = 0.0
+        flag.touch()
+
+    outcome = run_toy(tmp_path / "run", at={2: make_file}, **settings)
+    # Hooks that stop are called before those of the test, so the file is seen after the next step.
+    assert (outcome.state.step, outcome.steps, outcome.state.exit_code) == (3, [3], 0)
+    assert outcome.state.stop_reason == f"stop_if_file_exists: {flag} exists"
+    assert run_toy(tmp_path / "run", **settings).state.step == 3
+    flag.unlink()
+    assert run_toy(tmp_path / "run", **settings).weight == run_toy(tmp_path / "whole").weight
+
+
+def test_the_file_is_looked_for_at_most_once_a_second(tmp_path) -> None:
+    now, loop = [0.0], _Asked()
+    hook = StopIfFileExistsHook(str(tmp_path / "stop"), clock=lambda: now[0])
+    hook.on_train_start(loop)  # type: ignore[arg-type]
+    (tmp_path / "stop").touch()
+    for seconds, expected in ((0.4, 0), (0.9, 0), (1.0, 1)):
+        now[0] = seconds
+        hook.after_step(loop)  # type: ignore[arg-type]
+        assert len(loop.reasons) == expected
+
+
+def _stop_by_file(folder: str) -> tuple[int, str | None]:
+    at = {3: lambda loop: open(f"{folder}/stop", "w").close()} if dist.get_rank() == 1 else None
+    outcome = run_toy(f"{folder}/run", at=at, num_epochs=100_000, stop_if_file_exists=f"{folder}/stop")
+    return outcome.state.step, outcome.state.stop_reason
+
+
+def test_a_file_that_rank_0_sees_stops_all_ranks_at_the_same_step(tmp_path) -> None:
+    (step, reason), others = run_ranks(_stop_by_file, 2, str(tmp_path))
+    assert others == (step, "asked for by rank 0")
+    assert step > 3
+    assert reason is not None
+    assert "exists" in reason
+
+
+def test_bug_2_the_tolerance_holds_in_a_run_and_after_a_restart(tmp_path) -> None:
+    # 0.55 and 0.58 are within 0.1 of 0.5, so they are no improvement, whether or not a restart lies between.
+    def evaluation_of(values):
+        left = iter(values)
+        return lambda stop: {"mrr": next(left)}
+
+    values = [0.5, 0.55, 0.62, 0.70, 0.71]
+    early = {"metric": "mrr", "patience": 2, "tolerance": 0.1}
+    settings = {"evaluate_every_n": 1, "early_stopping": early, "num_epochs": 2}
+    whole = run_toy(tmp_path / "whole", evaluate=evaluation_of(values), **settings)
+    assert (whole.state.step, whole.state.best_step, whole.best) == (5, 3, 3)
+    preempted = {4: lambda loop: loop.request_stop("test", StopKind.PREEMPTED)}
+    first = run_toy(tmp_path / "run", evaluate=evaluation_of(values), at=preempted, **settings)
+    assert (first.state.step, first.state.exit_code) == (4, PREEMPTED_EXIT_CODE)
+    second = run_toy(tmp_path / "run", evaluate=evaluation_of(values[4:]), **settings)
+    assert (second.state.step, second.state.best_step, second.best) == (5, 3, 3)
+    assert second.weight == whole.weight
+
+
+def test_bug_4_every_evaluation_is_recorded_with_its_own_numbers(tmp_path) -> None:
+    numbers = iter(range(1, 100))
+    run_toy(tmp_path, evaluate=lambda stop: {"mrr": next(numbers) / 100}, evaluate_every_n=2, train_log_every_n=100)
+    lines = read_metrics(str(tmp_path / "metrics.jsonl"))
+    found = {line["step"]: line["eval/mrr"] for line in lines if "eval/mrr" in line}
+    assert found == {2: 0.01, 4: 0.02, 6: 0.03}
 
 
 def test_a_preemption_outranks_an_ordinary_stop() -> None:

@@ -76,8 +76,8 @@ class ToyModel(nn.Module):
         return {"weight": self.weight.detach()}
 
 
-def toy_optimizers(model: ToyModel) -> Optimizers:
-    dense = torch.optim.SGD([("weight", model.weight)], lr=0.0, momentum=0.9)
+def toy_optimizers(model: ToyModel, momentum: float = 0.9) -> Optimizers:
+    dense = torch.optim.SGD([("weight", model.weight)], lr=0.0, momentum=momentum)
     return Optimizers({"dense": dense}, {}, {"dense": lambda step: 0.05 / (1 + step)})
 
 
@@ -125,17 +125,19 @@ def run_toy(
     data: Any = None,
     runtime: Mapping[str, Any] | None = None,
     seed_of_model: int = 0,
+    momentum: float = 0.9,
+    wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
     **settings: Any,
 ) -> Outcome:
-    """Train the toy in `save_dir`; `settings` are those of `TrainingConfig`."""
+    """Train the toy, wrapped, in `save_dir`; `settings` are those of `TrainingConfig`."""
     config = toy_config(save_dir, **settings)
     runtime_config = RuntimeConfig(**({"tracking": {"tensorboard": False}} | dict(runtime or {})))
     model, record = ToyModel(seed_of_model), RecordHook(at)
-    optimizers = toy_optimizers(model)
+    optimizers = toy_optimizers(model, momentum)
     torch.manual_seed(5 + rank())
     with open_checkpoints(config) as checkpoints:
         loop = TrainLoop(
-            model,
+            wrap(model),
             optimizers,
             data or Rows(),
             config,
@@ -148,5 +150,6 @@ def run_toy(
         )
         state = train(loop)
         steps, best = checkpoints.steps(), checkpoints.best()
-    momentum = optimizers.dense["dense"].state[model.weight]["momentum_buffer"]
-    return Outcome(state, model.weight.tolist(), momentum.tolist(), record, steps, best)
+    state_of_weight = optimizers.dense["dense"].state[model.weight]
+    buffer = state_of_weight["momentum_buffer"].tolist() if momentum else []
+    return Outcome(state, model.weight.tolist(), buffer, record, steps, best)
