@@ -3,9 +3,10 @@
 Letters: `B` edges, `C` edges in a chunk, `G` uniform negatives of a chunk and side, `S` chunks, `W = 2 (C + G)`
 nodes of a chunk.
 
-A chunk's nodes lie side by side: `[lhs (C), lhs negatives (G), rhs (C), rhs negatives (G)]`. The candidates of a
-side, the last `in_batch_negatives` edges' endpoints and the uniform negatives, are therefore one slice of the
-looked-up rows: nothing is copied.
+A chunk's nodes are `[lhs (C), lhs negatives (G), rhs (C), rhs negatives (G)]`; they are looked up side by side, the
+left-hand half of all chunks first. The candidates of a side, the last `in_batch_negatives` edges' endpoints and the
+uniform negatives, are therefore one slice of the looked-up rows, and all rows of a side where every endpoint is one:
+nothing is copied.
 
 The cut and the draws are a function of the edges, the seed and the block's number in the run, not of ranks: a run
 over the same global batches gives the same result on any number of ranks that divides `assembly_blocks`.
@@ -38,7 +39,9 @@ class ChunkedEdges(DataclassBatch):
     """A batch as the model takes it.
 
     Attributes:
-        nodes: the look-up of all `S * W` nodes.
+        nodes: the look-up of all `S * W` nodes, part by part, and within a part the left-hand halves of all chunks
+            before the right-hand ones.
+        part_chunks: chunks of each part; a batch is one part until several are joined.
         node_ids: int64 `[S, W]`, ids in the nodes' own tables.
         rel: int64 `[S, C]`.
         weight: float32 `[S, C]`, the relation's weight; zero marks padding.
@@ -52,6 +55,7 @@ class ChunkedEdges(DataclassBatch):
     """
 
     nodes: KeyedJaggedTensor
+    part_chunks: tuple[int, ...] = field(metadata={"concat": "sum"})
     node_ids: Tensor
     rel: Tensor
     weight: Tensor
@@ -89,20 +93,18 @@ class ChunkShape:
     num_global: int
 
     @property
-    def num_nodes(self) -> int:
-        """`W`."""
-        return 2 * (self.size + self.num_global)
+    def num_nodes_of_side(self) -> int:
+        """`W / 2`."""
+        return self.size + self.num_global
 
     @property
     def num_candidates(self) -> int:
         """`N`."""
         return self.num_in_batch + self.num_global
 
-    def split(self, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`lhs [S, C, ...]`, `lhs candidates [S, N, ...]`, `rhs`, `rhs candidates`: views of nodes `[S, W, ...]`."""
-        half, skipped = self.num_nodes // 2, self.size - self.num_in_batch
-        lhs, rhs = nodes[:, :half], nodes[:, half:]
-        return lhs[:, : self.size], lhs[:, skipped:], rhs[:, : self.size], rhs[:, skipped:]
+    def split(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of a side's nodes `[S, W / 2, ...]`: endpoints of the edges `[S, C, ...]`, candidates `[S, N, ...]`."""
+        return nodes[:, : self.size], nodes[:, self.size - self.num_in_batch :]
 
 
 class ChunkAssembler:
@@ -212,14 +214,16 @@ class ChunkAssembler:
         self, signature: Ints, place: _Places, negatives: Ints, num_examples: int, cursor: Cursor
     ) -> ChunkedEdges:
         node_ids = np.concatenate([place.lhs, negatives[:, 0], place.rhs, negatives[:, 1]], axis=1)
-        half = self.shape.num_nodes // 2
-        physical = node_ids + np.repeat(self._offset[signature], half, axis=1)
+        half = self.shape.num_nodes_of_side
+        by_side = node_ids.reshape(-1, 2, half).transpose(1, 0, 2)
+        physical = by_side + self._offset[signature].T[:, :, None]
         groups = None
         if len(self.layout.groups) > 1:
-            groups = torch.from_numpy(np.repeat(self._group[signature], half, axis=1)).flatten()
+            groups = torch.from_numpy(np.repeat(self._group[signature].T.ravel(), half))
         weight = np.where(place.filled, self._weight_of_rel[place.rel], np.float32(0))
         return ChunkedEdges(
             nodes=keyed_ids(self.layout, torch.from_numpy(physical).flatten(), groups),
+            part_chunks=(len(signature),),
             node_ids=torch.from_numpy(node_ids),
             rel=torch.from_numpy(place.rel),
             weight=torch.from_numpy(weight),

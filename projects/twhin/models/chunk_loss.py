@@ -52,6 +52,7 @@ class SideLoss:
         self,
         queries: Tensor,
         candidates: Tensor,
+        by_candidates: Tensor,
         own: Tensor | None,
         masked: Tensor,
         weight: Tensor,
@@ -60,8 +61,9 @@ class SideLoss:
         """Start from the two sides of a dot product: the scores are `queries . candidates + bias`.
 
         Args:
-            queries: `[S, C, D]`.
+            queries: `[S, C, D]`, part of a graph.
             candidates: `[S, N, D]`.
+            by_candidates: of the shape of `candidates`; becomes the derivative by them.
             own: the ends of the edges themselves, `[S, C, D]`, which give the positive scores; None where they are the
                 first `C` candidates: the product then holds the positive scores already, on its diagonal.
             masked: as in `of_scores`. An edge's own end is always masked.
@@ -69,10 +71,9 @@ class SideLoss:
             bias: `[S, C]`, part of every score of an edge, its positive one too. May be left out unless `needs_bias`.
 
         Returns:
-            The loss, the positive scores `[S, C]` (both detached) and the derivatives.
+            The loss, the positive scores `[S, C]` (both detached), and the derivatives by queries, own ends and bias.
         """
-        outputs = [queries, candidates]
-        queries, candidates = queries.detach(), candidates.detach()
+        inputs, queries, candidates = queries, queries.detach(), candidates.detach()
         score = _product(queries, candidates.transpose(1, 2))
         diagonal = score[:, :, : queries.shape[1]].diagonal(dim1=1, dim2=2)
         positive = diagonal.clone() if own is None else (queries * own.detach()).sum(-1)
@@ -87,9 +88,9 @@ class SideLoss:
             diagonal.copy_(by_positive)
         else:
             spread = by_positive.unsqueeze(-1)
-            derivatives += [(own, spread * queries), (outputs[0], spread * own.detach())]
-        derivatives.append((outputs[0], _product(by_score, candidates)))
-        derivatives.append((outputs[1], _product(by_score.transpose(1, 2), queries)))
+            derivatives += [(own, spread * queries), (inputs, spread * own.detach())]
+        derivatives.append((inputs, _product(by_score, candidates)))
+        _product_into(by_candidates, by_score.transpose(1, 2), queries)
         return loss, positive, derivatives
 
     def _of(self, positive: Tensor, score: Tensor, masked: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,3 +111,10 @@ def scaled(grad: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """`bmm`, back in the type of its operands where autocast works in a shorter one."""
     return torch.bmm(left, right).to(left.dtype)
+
+
+def _product_into(out: Tensor, left: Tensor, right: Tensor) -> None:
+    if out.is_contiguous() and not torch.is_autocast_enabled(out.device.type):
+        torch.bmm(left, right, out=out)
+    else:
+        out.copy_(torch.bmm(left, right))

@@ -62,7 +62,7 @@ class TwhinHead(nn.Module):
         """The loss, and what is worth logging.
 
         Args:
-            rows: `[S * W, D]`, in the order of `batch.node_ids`.
+            rows: `[S * W, D]`, in the order of `batch.nodes`.
             batch: the chunks.
 
         Returns:
@@ -70,7 +70,6 @@ class TwhinHead(nn.Module):
             averaged over the global batch: a scalar whose mean over ranks is that of one rank. And `positive_score`,
             the detached mean over this rank's edges.
         """
-        rows = rows.view(*batch.node_ids.shape, -1)
         loss, positive = _BlockwiseLoss.apply(rows, self.scorer.weight, self, batch)  # type: ignore[no-untyped-call]
         return loss, {"positive_score": positive}
 
@@ -78,22 +77,32 @@ class TwhinHead(nn.Module):
         """The chunks of a batch, a few of one operator at a time, each at the start of a graph of its own.
 
         Args:
-            rows: `[S, W, D]`.
-            by_rows: of the same shape; a block's backward writes its part.
+            rows: `[S * W, D]`.
+            by_rows: of the same shape; a block writes its part of the gradient there.
             batch: the chunks.
         """
+        half, dim = self.settings.shape.num_nodes_of_side, rows.shape[-1]
         # Half for each side.
         weight = batch.weight * (0.5 * self.settings.num_ranks / batch.num_examples)
-        step = len(batch.rel)
+        step = max(batch.part_chunks)
         if rows.device.type == "cpu":
-            step = max(1, _BLOCK_BYTES // (rows[0].numel() * rows.element_size()))
-        for operator, run in _runs(batch.operators):
-            for start in range(run.start, run.stop, step):
-                chunks = slice(start, min(start + step, run.stop))
-                leaf = rows[chunks].detach().requires_grad_()
-                parts = _SplitRows.apply(leaf, by_rows[chunks], self.settings.shape)  # type: ignore[no-untyped-call]
-                masked = self._masked(batch, chunks)
-                yield _Block(operator, leaf, *parts, batch.rel[chunks], weight[chunks], *masked)
+            step = max(1, _BLOCK_BYTES // (2 * half * dim * rows.element_size()))
+        first_chunk = 0
+        for num_chunks in batch.part_chunks:
+            places = slice(first_chunk * 2 * half, (first_chunk + num_chunks) * 2 * half)
+            sides, by_sides = (tensor[places].view(2, num_chunks, half, dim) for tensor in (rows, by_rows))
+            for operator, run in _runs(batch.operators[first_chunk : first_chunk + num_chunks]):
+                for start in range(run.start, run.stop, step):
+                    within = slice(start, min(start + step, run.stop))
+                    chunks = slice(first_chunk + within.start, first_chunk + within.stop)
+                    lhs, rhs = (self._side(sides[side, within], by_sides[side, within]) for side in (0, 1))
+                    masked = self._masked(batch, chunks)
+                    yield _Block(operator, lhs, rhs, batch.rel[chunks], weight[chunks], *masked)
+            first_chunk += num_chunks
+
+    def _side(self, rows: Tensor, by_rows: Tensor) -> _Side:
+        ends, candidates = (part.detach().requires_grad_() for part in self.settings.shape.split(rows))
+        return _Side(ends, candidates, *self.settings.shape.split(by_rows))
 
     def block_loss(self, block: _Block) -> tuple[Tensor, Tensor, Derivatives]:
         """The weighted sum of a block's losses, the forward scores of its edges `[S, C]`, and the derivatives."""
@@ -108,49 +117,47 @@ class TwhinHead(nn.Module):
     def _rhs_loss(self, block: _Block, params: Tensor) -> tuple[Tensor, Tensor, Derivatives]:
         """Against corrupted right-hand sides; also the forward scores of the edges."""
         operator, comparator = block.operator, self.scorer.comparator
+        lhs, rhs = block.lhs, block.rhs
         if comparator == "dot":
-            queries = operator.apply(block.lhs, params)
-            own = self._own(block.rhs)
-            return self._side_loss.of_dots(queries, block.rhs_candidates, own, block.rhs_masked, block.weight)
-        positive = scores.score_pairs(operator, comparator, params, block.lhs, block.rhs)
-        negative = scores.score_rhs(operator, comparator, params, block.lhs, block.rhs_candidates)
+            return self._dots_loss(operator.apply(lhs.ends, params), rhs, block.rhs_masked, block.weight)
+        positive = scores.score_pairs(operator, comparator, params, lhs.ends, rhs.ends)
+        negative = scores.score_rhs(operator, comparator, params, lhs.ends, rhs.candidates)
         loss, derivatives = self._side_loss.of_scores(positive, negative, block.rhs_masked, block.weight)
         return loss, positive.detach(), derivatives
 
     def _lhs_loss(self, block: _Block, params: Tensor, inverse: Tensor | None) -> tuple[Tensor, Derivatives]:
         """Against corrupted left-hand sides; with parameters of inverses, as right-hand sides of those."""
-        operator, comparator = block.operator, self.scorer.comparator
+        operator, comparator, lhs, rhs = block.operator, self.scorer.comparator, block.lhs, block.rhs
         if comparator == "dot":
             bias = None
             if inverse is not None:
-                queries = operator.apply(block.rhs, inverse)
+                queries = operator.apply(rhs.ends, inverse)
             else:
-                queries = operator.adjoint(block.rhs, params)
-                bias = operator.adjoint_bias(block.rhs, params) if self._side_loss.needs_bias else None
-            own = self._own(block.lhs)
-            loss, _, derivatives = self._side_loss.of_dots(
-                queries, block.lhs_candidates, own, block.lhs_masked, block.weight, bias
-            )
+                queries = operator.adjoint(rhs.ends, params)
+                bias = operator.adjoint_bias(rhs.ends, params) if self._side_loss.needs_bias else None
+            loss, _, derivatives = self._dots_loss(queries, lhs, block.lhs_masked, block.weight, bias)
             return loss, derivatives
         if inverse is not None:
-            positive = scores.score_pairs(operator, comparator, inverse, block.rhs, block.lhs)
-            negative = scores.score_rhs(operator, comparator, inverse, block.rhs, block.lhs_candidates)
+            positive = scores.score_pairs(operator, comparator, inverse, rhs.ends, lhs.ends)
+            negative = scores.score_rhs(operator, comparator, inverse, rhs.ends, lhs.candidates)
         else:
-            positive = scores.score_pairs(operator, comparator, params, block.lhs, block.rhs)
-            negative = scores.score_lhs(operator, comparator, params, block.rhs, block.lhs_candidates)
+            positive = scores.score_pairs(operator, comparator, params, lhs.ends, rhs.ends)
+            negative = scores.score_lhs(operator, comparator, params, rhs.ends, lhs.candidates)
         return self._side_loss.of_scores(positive, negative, block.lhs_masked, block.weight)
 
-    def _own(self, ends: Tensor) -> Tensor | None:
-        """The edges' ends, or None where they are the first of the candidates."""
+    def _dots_loss(
+        self, queries: Tensor, side: _Side, masked: Tensor, weight: Tensor, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Derivatives]:
         shape = self.settings.shape
-        return None if shape.num_in_batch == shape.size else ends
+        own = None if shape.num_in_batch == shape.size else side.ends
+        return self._side_loss.of_dots(queries, side.candidates, side.by_candidates, own, masked, weight, bias)
 
     def _penalty(self, block: _Block, params: Tensor, inverse: Tensor | None) -> tuple[Tensor | float, Derivatives]:
         if self.settings.regularizer is None:
             return 0.0, []
         penalty = REGULARIZERS[self.settings.regularizer]
-        forward = penalty(block.operator, params, block.lhs, block.rhs)
-        backward = forward if inverse is None else penalty(block.operator, inverse, block.rhs, block.lhs)
+        forward = penalty(block.operator, params, block.lhs.ends, block.rhs.ends)
+        backward = forward if inverse is None else penalty(block.operator, inverse, block.rhs.ends, block.lhs.ends)
         value = self.settings.regularization_weight * ((forward + backward) * block.weight).sum()
         return value.detach(), [(value, torch.ones_like(value))]
 
@@ -168,15 +175,32 @@ class TwhinHead(nn.Module):
 
 
 @dataclass(frozen=True)
+class _Side:
+    """One side of a block: leaves of its graph, and where the gradient by them goes; endpoints and candidates overlap.
+
+    Scores by dot products write `by_candidates` themselves.
+    """
+
+    ends: Tensor
+    candidates: Tensor
+    by_ends: Tensor
+    by_candidates: Tensor
+
+    def collect(self, by_ends: Tensor, by_candidates: Tensor | None, skipped: int) -> None:
+        """Put the gradients in their place; the first `skipped` endpoints are no candidates."""
+        if by_candidates is not None:
+            self.by_candidates.copy_(by_candidates)
+        self.by_ends[:, :skipped] = by_ends[:, :skipped]
+        self.by_ends[:, skipped:] += by_ends[:, skipped:]
+
+
+@dataclass(frozen=True)
 class _Block:
-    """Consecutive chunks of one operator; `rows` is the leaf that the four parts are cut from."""
+    """Consecutive chunks of one operator."""
 
     operator: Operator
-    rows: Tensor
-    lhs: Tensor
-    lhs_candidates: Tensor
-    rhs: Tensor
-    rhs_candidates: Tensor
+    lhs: _Side
+    rhs: _Side
     rel: Tensor
     weight: Tensor
     lhs_masked: Tensor
@@ -196,14 +220,19 @@ class _BlockwiseLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         by_rows, by_relations = torch.empty_like(rows), torch.zeros_like(relations)
         total, positive = rows.new_zeros(()), rows.new_zeros(())
+        skipped = head.settings.shape.size - head.settings.shape.num_in_batch
         with torch.enable_grad():
             for block in head.blocks(rows, by_rows, batch):
                 loss, score, derivatives = head.block_loss(block)
                 outputs, by_outputs = zip(*derivatives, strict=True)
-                # An operator without parameters has no gradient by them; the one by rows goes straight to `by_rows`.
-                grads = torch.autograd.grad(outputs, (block.rows, relations), by_outputs, allow_unused=True)
-                if grads[1] is not None:
-                    by_relations += grads[1]
+                lhs, rhs = block.lhs, block.rhs
+                inputs = (lhs.ends, lhs.candidates, rhs.ends, rhs.candidates, relations)
+                # An operator without parameters has no gradient by them.
+                grads = torch.autograd.grad(outputs, inputs, by_outputs, allow_unused=True)
+                lhs.collect(*grads[0:2], skipped)
+                rhs.collect(*grads[2:4], skipped)
+                if grads[4] is not None:
+                    by_relations += grads[4]
                 total += loss
                 positive += (score * (block.weight > 0)).sum()
         ctx.save_for_backward(by_rows, by_relations)
@@ -216,29 +245,6 @@ class _BlockwiseLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         by_rows, by_relations = ctx.saved_tensors
         return *scaled(grad, by_rows, by_relations), None, None
-
-
-class _SplitRows(torch.autograd.Function):
-    """`ChunkShape.split`, with one gradient tensor for all four parts, though edges and candidates overlap."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, by_rows: Tensor, shape: ChunkShape) -> tuple[Tensor, ...]:
-        ctx.shape, ctx.by_rows = shape, by_rows
-        return shape.split(rows)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        lhs, lhs_candidates, rhs, rhs_candidates = ctx.shape.split(ctx.by_rows)
-        skipped = ctx.shape.size - ctx.shape.num_in_batch
-        for edges, candidates, by_edges, by_candidates in (
-            (lhs, lhs_candidates, grads[0], grads[1]),
-            (rhs, rhs_candidates, grads[2], grads[3]),
-        ):
-            candidates.copy_(by_candidates)
-            edges[:, :skipped] = by_edges[:, :skipped]
-            edges[:, skipped:] += by_edges[:, skipped:]
-        return ctx.by_rows, None, None
 
 
 class TwhinModel(nn.Module):

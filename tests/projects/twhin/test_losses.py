@@ -91,7 +91,9 @@ def test_loss_and_derivatives_equal_autograd_of_the_definition(name: str) -> Non
     negative = queries @ candidates.transpose(1, 2) + bias.unsqueeze(-1)
     expected = _reference(name, positive, negative, masked, weight, 0.7)
     side = SideLoss(name, 0.7)
-    loss, found, by_dots = side.of_dots(queries, candidates, own, masked, weight, bias)
+    by_candidates = torch.empty_like(candidates)
+    loss, found, by_dots = side.of_dots(queries, candidates, by_candidates, own, masked, weight, bias)
+    by_dots.append((candidates, by_candidates))
     torch.testing.assert_close(loss, expected.detach())
     torch.testing.assert_close(found, positive.detach())
     loss, by_scores = side.of_scores(positive, negative, masked, weight)
@@ -109,12 +111,14 @@ def test_positive_scores_are_read_off_the_diagonal_where_the_ends_are_candidates
     diagonal = torch.arange(3).unsqueeze(1) * 20 + torch.arange(4) * 6
     masked = torch.cat([diagonal.flatten(), torch.tensor([1, 13, 44])]).sort().values
     side = SideLoss(name, 0.7)
-    results = [side.of_dots(queries, candidates, own, masked, weight, bias) for own in (None, candidates[:, :4])]
-    grads = []
-    for _, _, derivatives in results:
-        outputs, by_outputs = zip(*derivatives, strict=True)
+    results, grads = [], []
+    for own in (None, candidates[:, :4]):
+        by_candidates = torch.empty_like(candidates)
+        *result, derivatives = side.of_dots(queries, candidates, by_candidates, own, masked, weight, bias)
+        results.append(result)
+        outputs, by_outputs = zip(*derivatives, (candidates, by_candidates), strict=True)
         grads.append(torch.autograd.grad(outputs, (queries, candidates, bias), by_outputs, retain_graph=True))
-    torch.testing.assert_close(results[0][:2], results[1][:2])
+    torch.testing.assert_close(results[0], results[1])
     torch.testing.assert_close(grads[0], grads[1])
 
 
