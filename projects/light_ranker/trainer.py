@@ -28,9 +28,6 @@ from tml.core.config.base_config import did_you_mean
 from tml.core.session import runtime_session
 from tml.projects.light_ranker.config import LightRankerConfig, TrainDataConfig
 from tml.projects.light_ranker.data.dataset import Share, open_reader
-from tml.projects.light_ranker.export.check import trainer_scores
-from tml.projects.light_ranker.export.ranker import export_ranker
-from tml.projects.light_ranker.export.rows import CheckRows
 from tml.projects.light_ranker.features.encoder import Encoder
 from tml.projects.light_ranker.features.spec import FeatureSpec
 from tml.projects.light_ranker.phases import (
@@ -192,6 +189,10 @@ class LightRanker:
         Raises:
             DataError: a column is missing, or holds what it may not.
         """
+        # Only these methods need the libraries of the export.
+        from tml.projects.light_ranker.export.check import trainer_scores
+        from tml.projects.light_ranker.export.rows import CheckRows
+
         trained = self._load()
         columns = {name: table.column(name) for name in table.column_names} if isinstance(table, pa.Table) else table
         rows = Encoder.load(trained.features_dir).encode(columns)
@@ -216,6 +217,8 @@ class LightRanker:
         Returns:
             The folder.
         """
+        from tml.projects.light_ranker.export import export_ranker
+
         trained = self._load()
         return export_ranker(
             trained.model,

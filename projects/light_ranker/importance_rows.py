@@ -1,0 +1,100 @@
+"""Held-out rows of a run in memory, and a trained model's metrics on them or on changed copies of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+
+from tml.common.batch import Cursor
+from tml.common.errors import ConfigError
+from tml.common.modules.calibrators import Isotonic
+from tml.core.config.base_config import did_you_mean
+from tml.projects.light_ranker.config import TrainDataConfig
+from tml.projects.light_ranker.data.batch import RankerBatch
+from tml.projects.light_ranker.data.dataset import Share, open_reader
+from tml.projects.light_ranker.importance import Columns, Evaluate
+from tml.projects.light_ranker.metrics import RankerMetrics, evaluate_ranker
+from tml.projects.light_ranker.phases import TrainedRanker
+
+
+class HeldOutRows:
+    """Encoded rows that a model was not trained on.
+
+    Rows are drawn by the seed, but come in the order of the files if the data has groups, which stay together.
+
+    Args:
+        trained: the model and its run.
+        split: `validation` or `test`.
+        num_rows: of them, at most.
+        seed: of the draw.
+
+    Attributes:
+        columns: encoded column -> values [B].
+        features: feature -> its columns.
+
+    Raises:
+        ConfigError: the run has no such rows.
+    """
+
+    def __init__(self, trained: TrainedRanker, split: str, num_rows: int, seed: int) -> None:
+        section = trained.config.validation_data if split == "validation" else trained.config.test_data
+        if section is None:
+            raise ConfigError("the run has no such rows", where=f"{split}_data", fix="choose the other split")
+        self._trained = trained
+        self._isotonic = None if trained.isotonic is None else Isotonic.from_dict(trained.isotonic["click"])
+        spec = trained.spec
+        drawn = TrainDataConfig(**section.model_dump(), global_batch_size=num_rows, shuffle=not spec.has_group)
+        self.columns = dict(next(iter(open_reader(drawn, spec, Share(num_rows, seed)))).columns)
+        self.features = {feature.name: tuple(feature.columns()) for feature in spec.features}
+
+    def measure(self, metric: str) -> Evaluate:
+        """A function from columns to the model's metric on them."""
+
+        def evaluate(columns: Columns) -> float:
+            found = self.metrics(columns)
+            if metric not in found:
+                raise ConfigError(f"unknown metric{did_you_mean(metric, found)}", where="--metric", value=metric)
+            return found[metric]
+
+        return evaluate
+
+    def metrics(self, columns: Columns) -> dict[str, float]:
+        """All metrics of the model on columns such as `self.columns`."""
+        config, model = self._trained.config, self._trained.model
+        metrics = RankerMetrics(config.evaluation, config.loss, self._trained.spec, self._isotonic)
+        return evaluate_ranker(
+            model, self._batches(columns, config.evaluation.batch_size), metrics, torch.device("cpu")
+        )
+
+    def _batches(self, columns: Columns, batch_size: int) -> Iterator[RankerBatch]:
+        num_rows = len(columns["w"])
+        for start in range(0, num_rows, batch_size):
+            yield self._batch({name: values[start : start + batch_size] for name, values in columns.items()})
+
+    def _batch(self, columns: Mapping[str, np.ndarray]) -> RankerBatch:
+        spec, size = self._trained.spec, len(columns["w"])
+        continuous = torch.from_numpy(_joined(columns, [n for f in spec.continuous for n in f.columns()], np.float32))
+        ids = _joined(columns, [name for feature in spec.ids for name in feature.columns()], np.int64)
+        arranged = self._trained.model.slots.arrange(ids, continuous)
+        return RankerBatch(
+            nodes=arranged.nodes,
+            ids=arranged.ids,
+            slot_mask=arranged.slot_mask,
+            continuous=continuous,
+            vectors=torch.from_numpy(_joined(columns, [n for f in spec.vectors for n in f.columns()], np.float32)),
+            labels=torch.from_numpy(_joined(columns, [f"y.{label.name}" for label in spec.labels], np.float32)),
+            weight=torch.from_numpy(np.asarray(columns["w"], np.float32)),
+            group=torch.from_numpy(np.asarray(columns["group"] if spec.has_group else np.zeros(size), np.int64)),
+            is_real=torch.ones(size, dtype=torch.bool),
+            num_examples=size,
+            cursor=Cursor(0, 0),
+        )
+
+
+def _joined(columns: Mapping[str, np.ndarray], names: list[str], dtype: type) -> np.ndarray:
+    joined = np.empty((len(columns["w"]), len(names)), dtype)
+    for place, name in enumerate(names):
+        joined[:, place] = columns[name]
+    return joined
