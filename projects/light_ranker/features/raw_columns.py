@@ -155,9 +155,9 @@ def _integers(array: pa.Array, where: str) -> Ids:
 
 def _parsed_integers(texts: pa.Array) -> tuple[pa.Array, np.ndarray | None]:
     """Integers of texts, and which texts are none; only the canonical text of a number is taken for it."""
-    is_number = pc.fill_null(
-        pc.match_substring_regex(texts, r"^(0|-?([1-9][0-9]{0,17}|[1-8][0-9]{18}|9[01][0-9]{17}))$"), False
-    )
+    digits = pc.utf8_ltrim(texts, "-")
+    fits = pc.or_(pc.less(pc.utf8_length(digits), 19), pc.less_equal(digits, str(2**63 - 1)))
+    is_number = pc.fill_null(pc.and_(pc.match_substring_regex(texts, r"^(0|-?[1-9][0-9]{0,18})$"), fits), False)
     numbers = pc.if_else(is_number, texts, pa.scalar(None, texts.type)).cast(pa.int64())
     foreign = pc.and_(pc.is_valid(texts), pc.invert(is_number)).to_numpy(zero_copy_only=False)
     return pc.if_else(pa.array(foreign), pa.scalar(0, pa.int64()), numbers), foreign if foreign.any() else None
