@@ -94,7 +94,7 @@ def train(loop: TrainLoop) -> TrainState:
         _go_back_to_best(loop)
     except BaseException as error:
         loop.call_hooks("on_error", error)
-        _close_trackers(loop, "failed")
+        _close_trackers(loop, "failed", f"{type(error).__name__}: {error}")
         raise
     finally:
         if loop.pipeline is not None:
@@ -247,9 +247,9 @@ def _open_trackers(loop: TrainLoop) -> None:
         )
 
 
-def _close_trackers(loop: TrainLoop, status: str) -> None:
+def _close_trackers(loop: TrainLoop, status: str, message: str | None = None) -> None:
     if loop.trackers is not None:
-        loop.trackers.close(status)
+        loop.trackers.close(status, message)
         loop.trackers = None
 
 

@@ -18,6 +18,7 @@ from tml.common.checkpointing.layout import scan
 from tml.common.checkpointing.retention import BEST_NAME, delete_folder
 from tml.common.device import gather_objects, rank, rng_state, seed_everything, set_rng_state, world_size
 from tml.common.errors import ConfigError
+from tml.common.tracking.record import RECORD_NAME
 from tml.core.config.runtime import RuntimeConfig
 from tml.core.config.training import TrainingConfig, changeable_paths
 
@@ -107,7 +108,7 @@ def empty_save_dir(checkpoints: CheckpointManager) -> None:
     if rank() == 0:
         for entry in scan(folder):
             delete_folder(entry.path)
-        for name in (BEST_NAME, "metrics.jsonl", "evaluations.jsonl", "wandb_run_id", "mlflow_run_id"):
+        for name in (BEST_NAME, RECORD_NAME, "metrics.jsonl", "evaluations.jsonl", "wandb_run_id", "mlflow_run_id"):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         logger.warning("overwrite_save_dir: the checkpoints and metrics in %s have been deleted", folder)

@@ -26,6 +26,7 @@ from tml.core.hooks.duration import DurationHook
 from tml.core.hooks.evaluation import EvaluationHook
 from tml.core.hooks.logging import LoggingHook
 from tml.core.hooks.profiler import ProfilerHook
+from tml.core.hooks.progress import ProgressHook
 from tml.core.hooks.signals import SignalHook
 from tml.core.hooks.stopping import StopAtTimeHook, StopIfFileExistsHook
 from tml.core.optimizers.compression import GradientCompression
@@ -198,7 +199,7 @@ def default_hooks(config: TrainingConfig) -> list[Hook]:
     if config.profile_steps is not None:
         folder = os.path.join(config.save_dir, "profile")
         hooks.append(ProfilerHook(config.profile_steps.start, config.profile_steps.count, folder))
-    hooks.append(LoggingHook(config.train_log_every_n))
+    hooks += [ProgressHook(), LoggingHook(config.train_log_every_n)]
     hooks.append(EvaluationHook(config.evaluate_every_n, config.early_stopping))
     hooks.append(CheckpointHook(config.checkpoint_every_n))
     return hooks

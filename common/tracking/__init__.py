@@ -1,4 +1,4 @@
-"""Where metrics go: JSON lines always, TensorBoard, Weights & Biases and MLflow by config.
+"""Where metrics go: JSON lines and the experiment's record always, TensorBoard, Weights & Biases and MLflow by config.
 
     trackers = open_trackers("runs/a", step=0, run_config={}, tensorboard=True)
     trackers.track(100, {"train/loss": 0.5})
@@ -26,8 +26,8 @@ class Tracker(Protocol):
     def track(self, step: int, values: Mapping[str, float]) -> None:
         """Take the values of a step; steps never fall."""
 
-    def close(self, status: str) -> None:
-        """Flush and let go; `status` is 'finished', 'preempted' or 'failed'."""
+    def close(self, status: str, message: str | None = None) -> None:
+        """Flush and let go; `status` is 'finished', 'preempted' or 'failed', and `message` says why it failed."""
 
 
 class Trackers:
@@ -55,10 +55,10 @@ class Trackers:
             if _attempt(name, "take metrics", lambda t=tracker: t.track(step, values) or True) is None:  # type: ignore[misc]
                 del self._trackers[name]
 
-    def close(self, status: str) -> None:
+    def close(self, status: str, message: str | None = None) -> None:
         """Close every tracker."""
         for name, tracker in self._trackers.items():
-            _attempt(name, "close", lambda t=tracker: t.close(status))  # type: ignore[misc]
+            _attempt(name, "close", lambda t=tracker: t.close(status, message))  # type: ignore[misc]
         self._trackers.clear()
 
 
@@ -91,6 +91,11 @@ def open_trackers(
 
         return JsonLinesTracker(os.path.join(save_dir, "metrics.jsonl"), step)
 
+    def record() -> Tracker:
+        from tml.common.tracking.record import RecordTracker
+
+        return RecordTracker(save_dir, step, run_config)
+
     def event_files() -> Tracker:
         from tml.common.tracking.services import TensorBoardTracker
 
@@ -106,7 +111,7 @@ def open_trackers(
 
         return MlflowTracker(save_dir, run_config, **(mlflow or {}))
 
-    factories: dict[str, Callable[[], Tracker]] = {"JSON lines": json_lines}
+    factories: dict[str, Callable[[], Tracker]] = {"JSON lines": json_lines, "record": record}
     wanted = (("TensorBoard", tensorboard, event_files), ("W&B", wandb, wandb_run), ("MLflow", mlflow, mlflow_run))
     return Trackers(factories | {name: make for name, on, make in wanted if on})
 

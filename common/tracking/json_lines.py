@@ -31,7 +31,7 @@ class JsonLinesTracker:
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "time": round(time.time(), 3)} | finite) + "\n")
 
-    def close(self, status: str) -> None:
+    def close(self, status: str, message: str | None = None) -> None:
         """Nothing is open between lines."""
 
 

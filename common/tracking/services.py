@@ -21,7 +21,7 @@ class TensorBoardTracker:
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
-    def close(self, status: str) -> None:
+    def close(self, status: str, message: str | None = None) -> None:
         """Close the files."""
         self._writer.close()
 
@@ -42,7 +42,7 @@ class WandbTracker:
         """Send one step."""
         self._run.log(dict(values), step=step)
 
-    def close(self, status: str) -> None:
+    def close(self, status: str, message: str | None = None) -> None:
         """Finish the run; anything but 'finished' counts as a failure there."""
         self._run.finish(exit_code=0 if status == "finished" else 1)
 
@@ -69,7 +69,7 @@ class MlflowTracker:
         """Send one step."""
         self._mlflow.log_metrics(dict(values), step=step)
 
-    def close(self, status: str) -> None:
+    def close(self, status: str, message: str | None = None) -> None:
         """End the run."""
         self._mlflow.end_run({"finished": "FINISHED", "preempted": "KILLED"}.get(status, "FAILED"))
 

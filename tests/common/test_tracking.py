@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import logging
@@ -9,9 +10,10 @@ import types
 
 import pytest
 
-from tml.common.errors import ConfigError
+from tml.common.errors import ConfigError, DataError
 from tml.common.tracking import Trackers, open_trackers
 from tml.common.tracking.json_lines import JsonLinesTracker, read_metrics
+from tml.common.tracking.record import ExperimentRecord, sha256_of
 
 
 def test_json_lines_are_always_written(tmp_path) -> None:
@@ -53,7 +55,7 @@ def test_tensorboard_gets_every_point(tmp_path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     trackers = open_trackers(str(tmp_path), step=0, run_config={}, tensorboard=True)
-    assert trackers.names == ["JSON lines", "TensorBoard"]
+    assert trackers.names == ["JSON lines", "record", "TensorBoard"]
     trackers.track(5, {"train/loss": 0.25})
     trackers.track(6, {"train/loss": 0.125})
     trackers.close("finished")
@@ -132,7 +134,7 @@ def test_fault_22_a_failing_tracker_is_reported_once_and_left_out(tmp_path, capl
         def track(self, step: int, values: object) -> None:
             raise OSError("no space left")
 
-        def close(self, status: str) -> None:
+        def close(self, status: str, message: str | None = None) -> None:
             raise AssertionError("a tracker that is left out is not asked again")
 
     def down() -> object:
@@ -149,3 +151,92 @@ def test_fault_22_a_failing_tracker_is_reported_once_and_left_out(tmp_path, capl
     assert "down cannot start" in messages[0]
     assert "no space left" in messages[1]
     assert len(read_metrics(str(tmp_path / "m.jsonl"))) == 3
+
+
+def test_the_record_goes_from_running_to_succeeded_and_has_parameters_and_command_line(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", "--config", "my config.yaml"])
+    trackers = open_trackers(str(tmp_path), step=0, run_config={"rate": 0.1, "limit": math.inf})
+    record = json.loads((tmp_path / "experiment.json").read_text())
+    assert (record["status"], record["message"]) == ("RUNNING", None)
+    assert record["parameters"] == {"rate": 0.1, "limit": "inf"}
+    assert record["starts"][0]["command_line"] == "run.py --config 'my config.yaml'"
+    assert "ended" not in record["starts"][0]
+    trackers.track(5, {"train/loss": 0.5})
+    trackers.track(5, {"eval/auc": 0.75, "eval/rce": math.nan})
+    trackers.close("finished")
+    record = ExperimentRecord(tmp_path).read()
+    assert record["status"] == "SUCCEEDED"
+    assert record["starts"][0]["started"] <= record["starts"][0]["ended"]
+    found = [(e["step"], e["split"], e["metrics"]) for e in record["evaluations"]]
+    assert found == [(5, "validation", {"auc": 0.75, "rce": None})]
+
+
+def test_the_record_of_a_failure_says_why_and_one_of_a_preemption_can_go_on(tmp_path) -> None:
+    for step, status, message in ((0, "preempted", None), (10, "failed", "DataError: no such file")):
+        trackers = open_trackers(str(tmp_path), step=step, run_config={})
+        trackers.track(step + 5, {"eval/auc": 0.5})
+        trackers.track(step + 10, {"eval/auc": 0.6})
+        trackers.close(status, message)
+    record = ExperimentRecord(tmp_path).read()
+    assert (record["status"], record["message"]) == ("FAILED", "DataError: no such file")
+    assert [(s["from_step"], s["status"], s["message"]) for s in record["starts"]] == [
+        (0, "PREEMPTED", None),
+        (10, "FAILED", "DataError: no such file"),
+    ]
+    assert [evaluation["step"] for evaluation in record["evaluations"]] == [5, 10, 15, 20]
+
+
+def test_a_run_that_was_killed_is_recorded_as_failed_when_it_goes_on_from_an_earlier_step(tmp_path) -> None:
+    killed = ExperimentRecord(tmp_path)
+    killed.begin({}, step=0)
+    for step in (5, 10):
+        killed.evaluation(step, {"auc": 0.5})
+    again = ExperimentRecord(tmp_path)
+    again.begin({}, step=7)
+    record = again.read()
+    assert record["status"] == "RUNNING"
+    assert [evaluation["step"] for evaluation in record["evaluations"]] == [5]
+    assert record["starts"][0]["status"] == "FAILED"
+    assert "killed" in record["starts"][0]["message"]
+
+
+def test_artifacts_are_recorded_with_their_hash_also_after_the_end(tmp_path) -> None:
+    folder = tmp_path / "run" / "export"
+    (folder / "vocab").mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"model")
+    (folder / "vocab" / "user.json").write_bytes(b"{}")
+    record = ExperimentRecord(tmp_path / "run")
+    record.begin({})
+    record.end("SUCCEEDED")
+    digest = record.artifact("export", folder)
+    lines = [
+        f"{name}\0{hashlib.sha256(text).hexdigest()}\n"
+        for name, text in (("model.onnx", b"model"), ("vocab/user.json", b"{}"))
+    ]
+    assert digest == hashlib.sha256("".join(lines).encode()).hexdigest()
+    outside = tmp_path / "other.bin"
+    outside.write_bytes(b"x")
+    record.artifact("other", outside, sha256="known")
+    artifacts = record.read()["artifacts"]
+    assert {key: artifacts["export"][key] for key in ("path", "sha256", "bytes")} == {
+        "path": "export",
+        "sha256": digest,
+        "bytes": 7,
+    }
+    assert (artifacts["other"]["path"], artifacts["other"]["sha256"]) == (str(outside), "known")
+    assert record.read()["status"] == "SUCCEEDED"
+    (folder / "model.onnx").write_bytes(b"other")
+    assert sha256_of(folder) != digest
+
+
+def test_an_artifact_that_is_not_there_is_refused(tmp_path) -> None:
+    with pytest.raises(DataError, match="nothing to record"):
+        ExperimentRecord(tmp_path).artifact("export", tmp_path / "nothing")
+
+
+def test_a_damaged_record_is_begun_anew(tmp_path, caplog) -> None:
+    (tmp_path / "experiment.json").write_text('{"status": "RUN')
+    with caplog.at_level(logging.WARNING, logger="tml"):
+        ExperimentRecord(tmp_path).begin({"a": 1})
+    assert ExperimentRecord(tmp_path).read()["parameters"] == {"a": 1}
+    assert "cannot be read" in caplog.text

@@ -13,11 +13,13 @@ from tests.distributed import exit_code_of, run_ranks
 from tml.common.checkpointing import CheckpointManager
 from tml.common.errors import NonFiniteError
 from tml.common.tracking.json_lines import read_metrics
+from tml.common.tracking.record import ExperimentRecord
 from tml.core.batch_stream import StopKind, StopRequest
 from tml.core.hooks.duration import DurationHook
 from tml.core.hooks.evaluation import EarlyStopping
 from tml.core.hooks.signals import PREEMPTED_EXIT_CODE
 from tml.core.hooks.stopping import StopAtTimeHook, StopIfFileExistsHook
+from tml.ml_logging.progress import Progress
 
 
 def _signal(number: int = signal.SIGTERM):
@@ -285,6 +287,61 @@ def test_bug_4_every_evaluation_is_recorded_with_its_own_numbers(tmp_path) -> No
     lines = read_metrics(str(tmp_path / "metrics.jsonl"))
     found = {line["step"]: line["eval/mrr"] for line in lines if "eval/mrr" in line}
     assert found == {2: 0.01, 4: 0.02, 6: 0.03}
+
+
+def _statuses(folder) -> tuple[str, str | None]:
+    record = ExperimentRecord(folder).read()
+    return record["status"], record["message"]
+
+
+def test_the_record_of_a_run_has_its_evaluations_and_how_it_ended(tmp_path) -> None:
+    numbers = iter(range(1, 100))
+    settings = {"evaluate": lambda stop: {"mrr": next(numbers) / 100}, "evaluate_every_n": 2}
+    seen: list[str] = []
+    run_toy(tmp_path, at={1: lambda loop: seen.append(_statuses(tmp_path)[0]), 4: _signal()}, **settings)
+    assert seen == ["RUNNING"]
+    assert _statuses(tmp_path) == ("PREEMPTED", None)
+    run_toy(tmp_path, **settings)
+    assert _statuses(tmp_path) == ("SUCCEEDED", None)
+    record = ExperimentRecord(tmp_path).read()
+    assert [(e["step"], e["metrics"]["mrr"]) for e in record["evaluations"]] == [(2, 0.01), (4, 0.02), (6, 0.03)]
+    assert [start["from_step"] for start in record["starts"]] == [0, 4]
+    assert record["parameters"]["training"]["evaluate_every_n"] == 2
+
+
+def test_the_record_of_a_run_that_raised_says_what(tmp_path) -> None:
+    with pytest.raises(NonFiniteError):
+        run_toy(tmp_path, at={2: _not_finite})
+    assert _statuses(tmp_path) == ("FAILED", "NonFiniteError: the loss is not finite")
+
+
+def test_a_bar_is_shown_on_a_terminal_only(tmp_path, monkeypatch) -> None:
+    bars: list[list[str]] = []
+
+    class Bar:
+        def __init__(self, progress: Progress) -> None:
+            self.progress, self.shown = progress, []
+            bars.append(self.shown)
+
+        def update(self) -> None:
+            self.shown.append(self.progress.status().split(" (")[0])
+
+        def close(self) -> None:
+            self.shown.append("closed")
+
+    monkeypatch.setattr("tml.ml_logging.progress._Bar", Bar)
+    run_toy(tmp_path, num_train_steps=2)
+    assert bars == []
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    run_toy(tmp_path, num_train_steps=4)
+    assert bars == [["3 of 4 steps", "4 of 4 steps", "closed"]]
+    with pytest.raises(NonFiniteError):
+        run_toy(tmp_path / "b", at={1: _not_finite})
+    assert bars[1] == ["1 of 6 steps", "closed"]
+
+
+def _not_finite(loop) -> None:
+    raise NonFiniteError("the loss is not finite")
 
 
 def test_a_preemption_outranks_an_ordinary_stop() -> None:
