@@ -1,0 +1,125 @@
+"""One set of settings, and what it means in the words of tml and of Keras.
+
+Features, config and job are made here, side by side, so that what is compared is equal by construction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tml.projects.light_ranker.features.spec import FeatureSpec
+
+CLICK, WATCH_TIME = "click", "watch_time"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What both systems do.
+
+    Attributes:
+        dim: length of an embedding.
+        hidden_sizes: units of the layers with ReLU.
+        batch_size: rows of a step.
+        beta: factor of the watch time's squared error beside the click's cross-entropy; 0 leaves the output out.
+        min_count: an id seen in fewer training rows shares the row of unknown ids.
+        bf16: layers in bfloat16 (autocast; Keras: mixed_bfloat16), parameters in float32.
+        workers: threads.
+        seed: of initial values and the order of rows.
+        dense_rate: Adam's rate, of tml's layers and of all that Keras learns.
+        table_rate: row-wise Adagrad's, of tml's embeddings.
+        init_scale: standard deviation of the initial embeddings.
+        steps_per_call: steps of a call of Keras's compiled function.
+    """
+
+    dim: int = 16
+    hidden_sizes: tuple[int, ...] = (256, 128)
+    batch_size: int = 4_096
+    beta: float = 0.0
+    min_count: int = 1
+    bf16: bool = True
+    workers: int = 2
+    seed: int = 0
+    dense_rate: float = 1e-3
+    table_rate: float = 0.05
+    init_scale: float = 0.01
+    steps_per_call: int = 8
+
+
+def click_features(min_count: int) -> dict[str, Any]:
+    """The feature config of the made-up clicks, as of any table with their columns."""
+    ids = {"kind": "categorical", "vocabulary": {"min_count": min_count}}
+    return {
+        "features": [
+            {"match": "C([1-9]|1[0-3])", "side": "user"} | ids,
+            {"match": "C(1[4-9]|2[0-6])", "side": "candidate"} | ids,
+            {"match": "I[1-6]", "side": "user", "kind": "continuous"},
+            {"match": "I([7-9]|1[0-3])", "side": "candidate", "kind": "continuous"},
+        ],
+        "labels": [{"name": CLICK, "kind": "binary"}, {"name": WATCH_TIME, "kind": "nonnegative"}],
+    }
+
+
+def ranker_config(settings: Settings, data: Path) -> dict[str, Any]:
+    """tml's config: everything of the whole loop but evaluation, and a checkpoint at the end only."""
+    mlp = {
+        "embedding_dim": settings.dim,
+        "hidden_sizes": list(settings.hidden_sizes),
+        "init_scale": settings.init_scale,
+        "table_optimizer": {"rowwise_adagrad": {"learning_rate": settings.table_rate}},
+        "dense_optimizer": {"adam": {"learning_rate": settings.dense_rate}},
+    }
+    loss = {"click_label": CLICK}
+    if settings.beta:
+        loss |= {"watch_time_label": WATCH_TIME, "beta": settings.beta}
+    return {
+        "runtime": {
+            "device": "cpu",
+            "num_threads": settings.workers,
+            "enable_amp": settings.bf16,
+            "seed": settings.seed,
+        },
+        "training": {
+            "num_epochs": 1,
+            "checkpoint_every_n": None,
+            "train_log_every_n": max(1, 200_000 // settings.batch_size),
+            "num_eval_steps": 0,
+        },
+        "features_dir": str(data),
+        "model": {"mlp": mlp},
+        "loss": loss,
+        "train_data": {"data_root": str(data / "train"), "global_batch_size": settings.batch_size},
+        "validation_data": None,
+        "isotonic": None,
+    }
+
+
+def keras_job(settings: Settings, data: Path, out: Path, max_examples: int | None) -> dict[str, Any]:
+    """What keras_worker.py is told.
+
+    Args:
+        data: the prepared folder that tml trains on as well.
+        out: folder of its predictions and timing.
+        max_examples: rows of the epoch that it trains on; all if None.
+    """
+    spec = FeatureSpec.load(data)
+    return {
+        "data": str(data),
+        "out": str(out),
+        "id_columns": [f"id.{feature.name}" for feature in spec.ids],
+        "table_rows": [feature.num_rows for feature in spec.ids],
+        "number_columns": [f"x.{feature.name}" for feature in spec.continuous],
+        "label_columns": [f"y.{CLICK}", *([f"y.{WATCH_TIME}"] if settings.beta else [])],
+        "dim": settings.dim,
+        "hidden_sizes": list(settings.hidden_sizes),
+        "batch_size": settings.batch_size,
+        "beta": settings.beta,
+        "precision": "mixed_bfloat16" if settings.bf16 else "float32",
+        "workers": settings.workers,
+        "seed": settings.seed,
+        "learning_rate": settings.dense_rate,
+        "init_scale": settings.init_scale,
+        "steps_per_execution": settings.steps_per_call,
+        "max_examples": max_examples,
+    }
