@@ -40,6 +40,7 @@ from tml.projects.light_ranker.serving.signature import (
     Signature,
     file_info,
     files_below,
+    without_nan,
     write_signature,
 )
 
@@ -125,9 +126,9 @@ def export_ranker(
                 described,
                 tuple(_feature_info(feature) for feature in encoder.config.features),
                 _calibration(model, isotonic),
-                result,
+                without_nan(result),
                 {name: file_info(folder / name) for name in files_below(folder)},
-                dict(facts or {}),
+                without_nan(dict(facts or {})),
                 _made_with(),
             ),
         )

@@ -1,5 +1,7 @@
 """Requests as columns: what callers pass, checked against the model's features.
 
+Whole columns are checked at once; only after a fault are values looked at one by one, to name the first bad one.
+
 Letters: `N` rows.
 """
 
@@ -53,23 +55,23 @@ def columns_of(rows: Candidates, features: Known, where: str = "candidates") -> 
         where: for messages.
 
     Returns:
-        Columns by feature, and `N`.
+        Arrow arrays by column, and `N`.
 
     Raises:
         DataError: an unknown feature, columns of different lengths, or a value of the wrong type, NaN or infinite.
     """
     if isinstance(rows, pa.Table | pa.RecordBatch):
-        columns: Columns = {name: _combined(rows.column(name)) for name in rows.schema.names}
+        given: dict[str, Any] = {name: rows.column(name) for name in rows.schema.names}
         num_rows = rows.num_rows
     elif isinstance(rows, Mapping):
-        columns, num_rows = dict(rows), _common_length(rows, where)
+        given, num_rows = dict(rows), _common_length(rows, where)
     else:
-        columns, num_rows = _by_column(rows, where), len(rows)
-    for name, values in columns.items():
+        given, num_rows = _by_column(rows, where), len(rows)
+    columns = {}
+    for name, values in given.items():
         if name not in features:
             raise _unknown(name, features, where)
-        for feature in features[name]:
-            _check_values(values, feature, where)
+        columns[name] = _checked(values, features[name], where)
     return columns, num_rows
 
 
@@ -97,11 +99,6 @@ def _common_length(columns: Mapping[str, Sequence[Any]], where: str) -> int:
     return next(iter(lengths.values()), 0)
 
 
-def _combined(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-
-
 def _unknown(name: str, features: Known, where: str) -> DataError:
     nearest = difflib.get_close_matches(str(name), features, n=1)
     return DataError(
@@ -110,51 +107,50 @@ def _unknown(name: str, features: Known, where: str) -> DataError:
     )  # fmt: skip
 
 
-def _check_values(values: Any, feature: FeatureInfo, where: str) -> None:
-    if isinstance(values, pa.Array):
-        _check_arrow(values, feature, where)
-    elif isinstance(values, np.ndarray) and values.dtype.kind in "iuf":
-        _check_numpy(values, feature, where)
-    else:
-        for row, value in enumerate(values):
-            if value is not None:
-                _check_value(value, row, feature, where)
+def _checked(values: Any, features: Sequence[FeatureInfo], where: str) -> pa.Array:
+    """The values as one array, if every feature of the column can take them; else the error names the first bad one."""
+    array = _as_array(values)
+    for feature in features:
+        if array is None or not _fits(array, feature):
+            # As they were given: an array of integers and numbers would show all of them as numbers.
+            one_by_one = values.to_pylist() if isinstance(values, pa.Array | pa.ChunkedArray) else values
+            for row, value in enumerate(one_by_one):
+                if value is not None:
+                    _check_value(value, row, feature, where)
+            raise _wrong(feature, where, None, "values of several types" if array is None else str(array.type))
+    return array
 
 
-def _check_arrow(values: pa.Array, feature: FeatureInfo, where: str) -> None:
-    if pa.types.is_null(values.type):
-        return
-    is_list = pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
-    is_list = is_list or pa.types.is_fixed_size_list(values.type)
-    element = values.type.value_type if is_list else values.type
-    if is_list != feature.dtype.startswith("list") or not _arrow_type_fits(element, feature):
-        raise _wrong(feature, where, None, str(values.type))
-    if pa.types.is_floating(element) and not is_list:
-        bad = pc.invert(pc.fill_null(pc.is_finite(values), True))
-        if pc.any(bad).as_py():
-            row = pc.index(bad, True).as_py()
-            raise _wrong(feature, where, row, values[row].as_py())
-    elif is_list:
-        for row, value in enumerate(values.to_pylist()):
-            if value is not None:
-                _check_value(value, row, feature, where)
+def _as_array(values: Any) -> pa.Array | None:
+    """One array of the type that the values have themselves; None if they have no common one."""
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    if not isinstance(values, pa.Array):
+        try:
+            values = pa.array(list(values) if isinstance(values, np.ndarray) and values.ndim > 1 else values)
+        except (pa.ArrowException, ValueError, TypeError, OverflowError):
+            return None
+    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
 
 
-def _arrow_type_fits(kind: pa.DataType, feature: FeatureInfo) -> bool:
-    if feature.kind != "id":
-        return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-    if "int64" in feature.dtype:
-        return pa.types.is_integer(kind)
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _check_numpy(values: np.ndarray, feature: FeatureInfo, where: str) -> None:
-    fits = values.dtype.kind in "iu" if feature.kind == "id" else True
-    if not fits or values.ndim != 1 + feature.dtype.startswith("list") or feature.dtype.endswith("string"):
-        raise _wrong(feature, where, None, f"array of {values.dtype}, {values.ndim} dimensions")
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        row = int(np.argwhere(~np.isfinite(values))[0][0])
-        raise _wrong(feature, where, row, values[row])
+def _fits(array: pa.Array, feature: FeatureInfo) -> bool:
+    kind, is_list = array.type, feature.dtype.startswith("list")
+    if pa.types.is_null(kind):
+        return True
+    if is_list:
+        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+            return False
+        lengths = pc.list_value_length(array) if feature.kind == "vector" else None
+        if lengths is not None and not pc.all(pc.equal(lengths, feature.size)).as_py():
+            return len(array) == array.null_count
+        array, kind = array.flatten(), kind.value_type
+    if feature.kind == "id":
+        texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        return pa.types.is_null(kind) or (pa.types.is_integer(kind) if "int64" in feature.dtype else texts)
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return True
+    # Neither NaN nor infinity is at most the largest float32; null is left out.
+    return pa.types.is_floating(kind) and pc.all(pc.less_equal(pc.abs(array), _LARGEST)).as_py() is not False
 
 
 def _check_value(value: Any, row: int, feature: FeatureInfo, where: str) -> None:
@@ -174,7 +170,7 @@ def _scalar_fits(value: Any, feature: FeatureInfo) -> bool:
         return isinstance(value, (*_NUMBERS, bool)) and bool(abs(value) <= _LARGEST)
     if "int64" in feature.dtype:
         return isinstance(value, _INTEGERS) and not isinstance(value, bool) and -(2**63) <= value < 2**63
-    return isinstance(value, str)
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _wrong(feature: FeatureInfo, where: str, row: int | None, value: Any) -> DataError:

@@ -11,7 +11,7 @@ Letters: `N` candidates, `B` rows.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tml.common.errors import ConfigError, NonFiniteError
-from tml.projects.light_ranker.features.encoder import EncodedRows, Encoder
+from tml.projects.light_ranker.features.encoder import SIDES, EncodedRows, Encoder
 from tml.projects.light_ranker.features.spec import Side
 from tml.projects.light_ranker.serving.columns import Candidates, by_column, columns_of, row_columns
 from tml.projects.light_ranker.serving.scores import Scores, best
 from tml.projects.light_ranker.serving.session import open_graph
 from tml.projects.light_ranker.serving.signature import INT8_MODEL_NAME, MODEL_NAME, Signature, read_signature
-
-_SIDES: tuple[Side, ...] = ("user", "candidate")
 
 
 class Scorer:
@@ -52,7 +50,7 @@ class Scorer:
     ) -> None:
         self.folder = Path(folder)
         self.signature: Signature = read_signature(self.folder, verify=verify)
-        self._features = {side: by_column(f for f in self.signature.features if f.side == side) for side in _SIDES}
+        self._features = {side: by_column(f for f in self.signature.features if f.side == side) for side in SIDES}
         self._encoder = Encoder.load(self.folder)
         self._graph = open_graph(self.folder / _graph_name(self.signature, int8, self.folder), num_threads)
         self._inputs = {value.name for value in self._graph.get_inputs()}
@@ -93,6 +91,9 @@ class Scorer:
         Raises:
             NonFiniteError: a score came out NaN or infinite.
         """
+        if not len(candidates.ids):
+            # Operators of a graph need not take tensors without rows.
+            return self._no_scores(top_k)
         feed = graph_inputs(user, candidates, self._inputs)
         outputs = dict(zip(self.signature.outputs, self._graph.run(self.signature.outputs, feed), strict=True))
         for name, values in outputs.items():
@@ -104,23 +105,25 @@ class Scorer:
             None if top_k is None else best(probabilities, top_k),
         )
 
-    def score_rows(self, rows: Mapping[str, Sequence[Any] | pa.Array] | pa.Table | pa.RecordBatch) -> Scores:
+    def score_rows(self, rows: pa.Table | pa.RecordBatch) -> Scores:
         """Score rows that hold a user and a candidate each, such as those of a table.
+
+        Values are taken as `prepare` takes them: NaN is a missing number, for instance.
 
         Args:
             rows: features by column; columns of no feature are left alone, absent features take their default.
 
         Raises:
-            DataError, NonFiniteError: as in `score`.
+            DataError: a value of the wrong type or infinite; names feature, row and value.
+            NonFiniteError: as in `score`.
         """
-        known = by_column(self.signature.features)
-        names = rows.schema.names if isinstance(rows, pa.Table | pa.RecordBatch) else list(rows)
-        columns, num_rows = columns_of({name: rows[name] for name in names if name in known}, known)
-        encoded = [
-            self._encode({name: columns[name] for name in columns if name in self._features[side]}, side, num_rows)
-            for side in _SIDES
-        ]
-        return self.score_encoded(*encoded)
+        columns = {name: rows.column(name) for name in rows.schema.names}
+        user, candidates = (self._encode(columns, side, rows.num_rows) for side in SIDES)
+        return self.score_encoded(user, candidates)
+
+    def _no_scores(self, top_k: int | None) -> Scores:
+        watch_time = np.empty(0, np.float32) if "watch_time" in self.signature.outputs else None
+        return Scores(np.empty(0, np.float32), watch_time, None if top_k is None else np.empty(0, np.int64))
 
     def _encode(self, columns: Mapping[str, Any], side: Side, num_rows: int) -> EncodedRows:
         absent = {name: pa.nulls(num_rows) for name in self._features[side] if name not in columns}
@@ -140,7 +143,7 @@ def graph_inputs(user: EncodedRows, candidates: EncodedRows, names: set[str]) ->
     """The graph's inputs by name; those without columns are no inputs."""
     inputs = {
         f"{side}_{kind}": getattr(rows, kind)
-        for side, rows in zip(_SIDES, (user, candidates), strict=True)
+        for side, rows in zip(SIDES, (user, candidates), strict=True)
         for kind in ("ids", "continuous", "vectors")
     }
     return {name: values for name, values in inputs.items() if name in names}

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -179,6 +180,15 @@ def files_below(folder: Path) -> Iterator[str]:
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != SIGNATURE_NAME:
             yield name
+
+
+def without_nan(value: Any) -> Any:
+    """The same JSON-able value with None in place of NaN and infinite numbers, which JSON has not."""
+    if isinstance(value, Mapping):
+        return {name: without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _check_files(folder: Path, signature: Signature, verify: bool) -> None:
