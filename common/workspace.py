@@ -47,6 +47,8 @@ class Workspace:
             ConfigError: the folder belongs to another plan, or holds files of another kind.
         """
         plan = json.loads(json.dumps(plan))
+        if self.out.exists() and not self.out.is_dir():
+            raise ConfigError("the out folder is a file", where=str(self.out), fix="choose another --out")
         if overwrite:
             self._clear()
         if (self.out / META).exists():

@@ -97,6 +97,12 @@ class _Preparation:
         self.targets = TargetReader(self.config)
 
     def run(self, plan: dict[str, Any]) -> dict[str, Any]:
+        # The mark comes before anything is moved: a run that is cut off in moving goes on moving.
+        self.workspace.publish(self.workspace.stage("result", lambda: self._make(plan)))
+        return self.workspace.meta()
+
+    def _make(self, plan: dict[str, Any]) -> dict[str, Any]:
+        """Fills the result folder; gives the content of `meta.json`."""
         self.result.mkdir(exist_ok=True)
         first_pass = FirstPass(self.config, self.inputs, self.options, self.workspace)
         self.splitter = first_pass.splitter()
@@ -110,7 +116,6 @@ class _Preparation:
         meta = {**_summary(encoder, counts), "vocabularies": vocabularies, "plan": plan}
         splits = [split for split in SPLITS if meta["splits"][split]["rows"]]
         write_text(self.result / "config.yaml", starter_config(self.workspace.out, encoder.spec, splits))
-        self.workspace.publish(meta)
         return meta
 
     def _encoder(self, vocabularies: dict[str, Any]) -> Encoder:

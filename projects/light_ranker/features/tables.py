@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 
 from tml.common.errors import DataError
 from tml.common.filesystem import is_remote
-from tml.common.reader.remote_file import RemoteFile
 from tml.core.config.base_config import did_you_mean
 from tml.projects.light_ranker.features.config import TextConfig
 
@@ -40,8 +39,7 @@ class Table:
     def fingerprint(self) -> dict[str, Any]:
         """What tells whether the file has changed: path, size, and time of the last change where there is one."""
         if is_remote(self.path):
-            file = RemoteFile(self.path)
-            return {"path": self.path, "size": file.seek(0, os.SEEK_END)}
+            return {"path": self.path, "size": _remote_file(self.path).seek(0, os.SEEK_END)}
         path = os.path.realpath(self.path.removeprefix("file://"))
         found = os.stat(path)
         return {"path": path, "size": found.st_size, "mtime_ns": found.st_mtime_ns}
@@ -62,7 +60,7 @@ class Table:
             raise DataError("two columns have one name", where=self.path, value=twice[0], fix="rename one of them")
         return schema
 
-    def batches(self, columns: Sequence[str], batch_rows: int = BATCH_ROWS) -> Iterator[tuple[int, pa.Table]]:
+    def batches(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
         """The rows, in pieces: the number of the first row, and the columns asked for.
 
         Rows count from 0, without the header of a text file.
@@ -76,10 +74,10 @@ class Table:
             if self.is_text:
                 batches: Iterator[pa.RecordBatch] = self._text_batches(source, schema, columns)
             else:
-                batches = pq.ParquetFile(source).iter_batches(batch_rows, columns=list(columns))
+                batches = pq.ParquetFile(source).iter_batches(BATCH_ROWS, columns=list(columns))
             for batch in batches:
-                for start in range(0, batch.num_rows, batch_rows):
-                    piece = batch.slice(start, batch_rows)
+                for start in range(0, batch.num_rows, BATCH_ROWS):
+                    piece = batch.slice(start, BATCH_ROWS)
                     yield first_row, pa.Table.from_batches([piece]).select(list(columns))
                     first_row += piece.num_rows
 
@@ -124,7 +122,7 @@ class Table:
     def _reading(self) -> Iterator[Any]:
         try:
             if is_remote(self.path):
-                source: Any = pa.PythonFile(RemoteFile(self.path), mode="r")
+                source: Any = pa.PythonFile(_remote_file(self.path), mode="r")
             else:
                 source = pa.OSFile(self.path.removeprefix("file://"))
             if self.is_text and self.path.lower().endswith(".gz"):
@@ -137,6 +135,13 @@ class Table:
                 limit="parquet, or text whose first line names the columns",
                 fix="mend or replace the file; lines with a wrong number of fields: bad_values.rows: skip",
             ) from None  # fmt: skip
+
+
+def _remote_file(url: str) -> Any:
+    # Imported late: the reader's room loads torch, which local tables do without.
+    from tml.common.reader.remote_file import RemoteFile
+
+    return RemoteFile(url)
 
 
 def check_columns(schema: pa.Schema, columns: Sequence[str], where: str) -> None:
