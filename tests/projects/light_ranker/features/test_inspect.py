@@ -1,0 +1,173 @@
+"""The proposal for features.yaml, and the three commands from table to prepared rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+from tests.projects.light_ranker.features.prepare_helpers import rows, run, write_table
+from tml.common.errors import ConfigError, DataError
+from tml.core.config.loading import parse_config
+from tml.projects.light_ranker.data.sample_clicks import ClickParameters, sample_clicks
+from tml.projects.light_ranker.features.cli import inspect_command, prepare_command, sample_clicks_command
+from tml.projects.light_ranker.features.config import FeatureConfig
+from tml.projects.light_ranker.features.inspect import propose
+
+
+def proposal(path: str | Path, group: str | None = None) -> tuple[dict[str, dict[str, Any]], dict[str, Any], str]:
+    """Features by name, the other sections, and the text."""
+    text = propose([str(path)], group)
+    values = yaml.safe_load(text)
+    return {feature["name"]: feature for feature in values.pop("features") or []}, values, text
+
+
+@pytest.fixture(scope="module")
+def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("clicks") / "out"
+    sample_clicks(ClickParameters(8_000), out)
+    return out
+
+
+def test_sample_clicks_are_understood(clicks: Path):
+    features, others, _ = proposal(clicks / "train", "request_id")
+    assert {name: (f["kind"], f["side"]) for name, f in features.items()} == {
+        "user_id": ("categorical", "user"),
+        "country": ("categorical", "user"),
+        "age": ("continuous", "user"),
+        "interests": ("ids", "user"),
+        "item_id": ("categorical", "candidate"),
+        "author": ("categorical", "candidate"),
+        "topics": ("ids", "candidate"),
+        "item_age_hours": ("continuous", "candidate"),
+        "quality": ("continuous", "candidate"),
+        "style": ("vector", "candidate"),
+    }
+    assert others["labels"] == [{"name": "click", "kind": "binary"}, {"name": "watch_time", "kind": "nonnegative"}]
+    assert others["group"] == "request_id"
+    assert features["style"]["dim"] == 8
+
+
+def test_a_proposal_prepares_as_it_is(clicks: Path, tmp_path: Path):
+    config = yaml.safe_load(propose([str(clicks / "train")], "request_id"))
+    run(tmp_path, config, str(clicks / "train"), str(clicks / "valid"))
+    assert len(rows(tmp_path, "valid")["w"]) == 800
+
+
+def test_text_files_are_understood_without_types(tmp_path: Path):
+    sample_clicks(ClickParameters(4_000), tmp_path / "csv", "csv")
+    features, others, _ = proposal(tmp_path / "csv/train", "request_id")
+    assert (features["topics"]["kind"], features["topics"]["separator"]) == ("ids", "|")
+    assert (features["quality"]["kind"], features["user_id"]["kind"]) == ("continuous", "categorical")
+    assert others["labels"][0] == {"name": "click", "kind": "binary"}
+
+
+N = 400
+RNG = np.random.default_rng(0)
+CLICKED = RNG.integers(0, 2, N)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "reason"),
+    [
+        ("is_like", CLICKED * RNG.integers(0, 2, N), "only after the event"),
+        ("duration", RNG.integers(0, 100, N), "only after the event"),
+        ("label", CLICKED, "only after the event"),
+        ("bonus", CLICKED * RNG.random(N), "only after the event"),
+        ("time_ms", 1_700_000_000_000 + np.arange(N), "a time"),
+        ("when", 1_700_000_000 + np.arange(N), "a time"),
+        ("row", [f"r{i}" for i in range(N)], "names the row"),
+        ("request_id", RNG.integers(0, 40, N), "names a request"),
+        ("version", [3] * N, "one value only"),
+        ("nothing", pa.nulls(N, pa.string()), "no values"),
+        ("raw", [b"\x00"] * (N - 1) + [b"\x01"], "a type that is no feature"),
+    ],
+)
+def test_columns_that_had_better_be_left_out_are_commented_with_the_reason(tmp_path: Path, name, values, reason):
+    path = write_table(tmp_path / "t.parquet", user_id=RNG.integers(0, 9, N), is_click=CLICKED, **{name: values})
+    features, others, text = proposal(path)
+    assert list(features) == ["user_id"]
+    assert others["labels"] == [{"name": "click", "kind": "binary", "column": "is_click"}]
+    [line] = [line for line in text.splitlines() if f"name: {name}," in line]
+    assert line.lstrip().startswith("#")
+    assert reason in line
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "kind"),
+    [
+        ("video_id", RNG.integers(0, 10**7, N) * 3, "categorical"),
+        ("hour", RNG.integers(0, 20, N), "categorical"),
+        ("opaque", RNG.integers(0, 10**6, N // 2).repeat(2), "categorical"),
+        ("fans_count", (RNG.pareto(1, N) * 9).astype(int), "continuous"),
+        ("age", RNG.integers(13, 90, N), "continuous"),
+        ("ctr", RNG.random(N), "continuous"),
+        ("flag", RNG.integers(0, 2, N).astype(bool), "categorical"),
+        ("with_gaps", [None, 5.0, 9.0, 5.0] * (N // 4), "categorical"),
+    ],
+)
+def test_kinds_are_guessed_by_names_and_values(tmp_path: Path, name, values, kind):
+    if name == "video_id":
+        values = values[RNG.integers(0, 200, N)]
+    path = write_table(tmp_path / "t.parquet", click=CLICKED, **{name: values})
+    assert proposal(path)[0][name]["kind"] == kind
+
+
+def test_labels_of_text_and_milliseconds_are_scaled_and_named(tmp_path: Path):
+    words = np.where(CLICKED == 1, "yes", "no")
+    path = write_table(tmp_path / "t.parquet", a=RNG.random(N), y=words, play_time_ms=CLICKED * 1500)
+    assert proposal(path)[1]["labels"] == [
+        {"name": "click", "kind": "binary", "column": "y", "positive": ["yes"]},
+        {"name": "watch_time", "kind": "nonnegative", "column": "play_time_ms", "scale": 0.001},
+    ]
+
+
+def test_without_a_click_the_proposal_says_so_and_is_refused(tmp_path: Path):
+    _, others, text = proposal(write_table(tmp_path / "t.parquet", a=[0.5, 1.5]))
+    assert others["labels"] == []
+    assert "no click was found" in text
+    with pytest.raises(ConfigError, match="labels"):
+        parse_config(FeatureConfig, yaml.safe_load(text))
+
+
+def test_a_missing_group_and_an_empty_table_are_told(tmp_path: Path):
+    path = write_table(tmp_path / "t.parquet", a=[1], request=[2])
+    with pytest.raises(DataError, match="did you mean 'request'"):
+        propose([path], "requets")
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
+    with pytest.raises(DataError, match="no rows"):
+        propose([path])
+
+
+def test_the_commands_lead_from_nothing_to_prepared_rows(tmp_path: Path):
+    app = typer.Typer()
+    for name, command in (
+        ("sample-clicks", sample_clicks_command),
+        ("inspect", inspect_command),
+        ("prepare", prepare_command),
+    ):
+        app.command(name)(command)
+
+    def tml(line: str) -> str:
+        result = CliRunner().invoke(app, line.replace("@", str(tmp_path)).split(), catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "3,200 rows" in tml("sample-clicks --out @/clicks --rows 4000")
+    tml("inspect @/clicks/train --group request_id --out @/f.yaml")
+    shown = tml(
+        "prepare --features @/f.yaml --train @/clicks/train --split-fractions .8,.1,.1 --split-time time --out @/p"
+    )
+    assert "train: 2,560 rows; mean click" in shown
+    assert "config.yaml" in shown
+    with pytest.raises(ConfigError, match="there already"):
+        tml("inspect @/clicks/train --out @/f.yaml")
+    with pytest.raises(ConfigError, match=r"START\.\.END"):
+        tml("prepare --features @/f.yaml --train @/clicks/train --train-dates 2026-01-01 --out @/q")
