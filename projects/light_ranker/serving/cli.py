@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tml.common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tml.projects.light_ranker.serving.scorer import Scorer
 
 ExportDir = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of an exported ranker.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads that score one request.")]
@@ -70,7 +73,7 @@ def serve_command(
     serve(scorer, host, port, limits, workers)
 
 
-def _score_request(scorer: Scorer) -> None:  # noqa: F821
+def _score_request(scorer: Scorer) -> None:
     from tml.projects.light_ranker.serving.bodies import read_request, write_response
 
     request = read_request(sys.stdin.buffer.read(), "json", sys.maxsize)
