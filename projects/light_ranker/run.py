@@ -111,7 +111,7 @@ def follow_training(config: LightRankerConfig, device: torch.device) -> dict[int
 def export(config: LightRankerConfig) -> Path | None:
     """Write the files for serving to `save_dir/export`, on rank 0; the others wait."""
     # Only this task needs the libraries of the export.
-    from tml.projects.light_ranker.export import ExportSettings, export_ranker
+    from tml.projects.light_ranker.export import export_ranker
 
     folder = Path(config.training.save_dir) / EXPORT
     if rank() == 0:
@@ -121,7 +121,7 @@ def export(config: LightRankerConfig) -> Path | None:
             folder,
             features_dir=trained.features_dir,
             isotonic=trained.isotonic,
-            settings=ExportSettings(**config.export.model_dump()),
+            settings=config.export,
             facts=trained.facts,
             evaluation_files=trained.evaluation_files,
         )
