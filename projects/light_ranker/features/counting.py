@@ -77,7 +77,7 @@ class FirstPass:
         return list(bounds or (None, None))
 
     def vocabularies(self, splitter: Splitter, result: Path) -> dict[str, dict[str, Any]]:
-        """Writes `vocab/` into the result folder; gives size, values left out and embeddings' file, by feature."""
+        """Writes `vocab/` into the result folder; gives size, values left out and pretrained table, by feature."""
         if self._counted:
             self._folder("counts")
             for number, path in enumerate(self._inputs.paths):

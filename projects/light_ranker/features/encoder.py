@@ -76,7 +76,7 @@ class Encoder:
     Args:
         config: without regular expressions, and with the types of ids resolved.
         vocabularies: of the features that have one.
-        embeddings: file of the pretrained table, by feature.
+        embeddings: pretrained table as `<folder>#<table>`, by feature; None for none.
     """
 
     def __init__(

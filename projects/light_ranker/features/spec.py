@@ -48,8 +48,8 @@ class IdFeature:
         num_rows: rows of the table, with the rows for missing (0) and unknown (1).
         num_slots: ids per example, 1 for a single-valued feature.
         pooling: how the embeddings of several slots become one.
-        embedding: parquet file of a pretrained table (`<folder>/embeddings/<table>.parquet` of a `tml twhin export`:
-            columns id and embedding); row `i` of the file is row `i + 2` here. None for a table of its own.
+        embedding: pretrained table `<folder>#<table>` of a `tml twhin export`: row `i` of the file
+            `<folder>/embeddings/<table>.parquet` (id, embedding) is row `i + 2` here. None for a table of its own.
         trainable: whether a pretrained table is fine-tuned; a table of its own always learns.
         vocabulary_hash: digest of the vocabulary; empty for hashed and identity ids.
     """

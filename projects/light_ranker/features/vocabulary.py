@@ -181,12 +181,13 @@ def copy_pretrained(config: PretrainedConfig, target: Path) -> tuple[int, ValueT
     """Writes the vocabulary of a pretrained table: its ids in their order, with counts of 0.
 
     Returns:
-        number of ids, their type, and the file of the embeddings.
+        number of ids, their type, and the table as `<folder>#<table>`.
 
     Raises:
         DataError: there is no such table, or its file is damaged.
     """
-    source = Path(config.folder).expanduser().resolve() / "embeddings" / f"{config.table}.parquet"
+    folder = Path(config.folder).expanduser().resolve()
+    source = folder / "embeddings" / f"{config.table}.parquet"
     if not source.is_file():
         tables = sorted(path.stem for path in source.parent.glob("*.parquet"))
         raise DataError(
@@ -203,7 +204,7 @@ def copy_pretrained(config: PretrainedConfig, target: Path) -> tuple[int, ValueT
         raise DataError(
             "a pretrained table cannot be read", where=str(source), value=str(error), fix="export it again"
         ) from None
-    return size, "int" if pa.types.is_integer(kind) else "string", str(source)
+    return size, "int" if pa.types.is_integer(kind) else "string", f"{folder}#{config.table}"
 
 
 def _write(target: Path, kind: pa.DataType, batches: Iterator[tuple[pa.Array, pa.Array]]) -> int:

@@ -294,7 +294,7 @@ def test_pretrained_ids_are_rows_of_their_table(tmp_path: Path):
     )
     assert rows(tmp_path)["id.user"] == [3, 1, 2, 0]
     spec = Encoder.load(tmp_path / "out").spec.ids[0]
-    assert (spec.embedding, spec.num_rows, spec.trainable) == (str(folder / "user.parquet"), 4, True)
+    assert (spec.embedding, spec.num_rows, spec.trainable) == (f"{tmp_path}/model#user", 4, True)
 
 
 def test_integers_in_the_table_meet_text_ids_of_a_pretrained_table(tmp_path: Path):
