@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,49 +15,37 @@ import pytest
 import torch
 from torch import Tensor
 
-from tml.common.checkpointing import CheckpointManager
-from tml.common.errors import CheckpointError, DataError, NonFiniteError
-from tml.projects.twhin.config import TwhinConfig
+from tests.projects.twhin.export_helpers import (
+    DIM,
+    NUM_ROWS,
+    RELATIONS,
+    make_scorer,
+    make_tables,
+    read_card,
+    write_vocab,
+)
+from tml.common.errors import DataError, NonFiniteError
 from tml.projects.twhin.data.vocab import Vocabulary
-from tml.projects.twhin.export import export_from_checkpoint, export_model
+from tml.projects.twhin.export import export_model
 from tml.projects.twhin.export import model as export_module
 from tml.projects.twhin.export import tables as tables_module
 from tml.projects.twhin.model_folder import read_model_info, read_scorer, score_formula, verify
-from tml.projects.twhin.models.relations import RelationScorer, RelationSpec
-from tml.projects.twhin.tables import table_layout, vocab_fingerprint
-
-DIM = 4
-NUM_ROWS = {"user": 7, "tweet": 11}
-RELATIONS = [RelationSpec("follow", "user", "user"), RelationSpec("fav", "user", "tweet", "diagonal")]
+from tml.projects.twhin.models.relations import RelationScorer
 
 
 @pytest.fixture
 def tables() -> dict[str, Tensor]:
-    torch.manual_seed(0)
-    return {name: torch.randn(rows, DIM) for name, rows in NUM_ROWS.items()}
+    return make_tables()
 
 
 @pytest.fixture
 def scorer() -> RelationScorer:
-    scorer = RelationScorer(RELATIONS, DIM, "dot", reciprocal=True)
-    torch.nn.init.normal_(scorer.weight)
-    return scorer
+    return make_scorer()
 
 
 @pytest.fixture
 def vocab_dir(tmp_path: Path) -> Path:
     return write_vocab(tmp_path / "vocab")
-
-
-def write_vocab(folder: Path, extra_rows: int = 0, first_index: int = 0) -> Path:
-    """Users have string ids, tweets large integers."""
-    folder.mkdir(exist_ok=True)
-    for name, rows in NUM_ROWS.items():
-        num = rows + (extra_rows if name == "user" else 0)
-        ids = [f"u{row * 7 % 100}" for row in range(num)] if name == "user" else [10**15 + row for row in range(num)]
-        index = np.arange(first_index, first_index + num)
-        pq.write_table(pa.table({"id": ids, "index": index, "count": index}), folder / f"{name}.parquet")
-    return folder
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -231,10 +218,6 @@ def test_overwrite_replaces_a_model_and_needs_to_be_asked_for(tmp_path, tables, 
     assert leftovers(tmp_path) == []
 
 
-def read_card(tmp_path: Path) -> dict[str, Any]:
-    return json.loads((tmp_path / "model" / "model_card.json").read_text())
-
-
 @pytest.mark.parametrize("fails_at", ["_write_rest", "rename"])
 def test_a_failed_overwrite_keeps_the_old_model(
     tmp_path, tables, scorer, vocab_dir, monkeypatch, fails_at: str
@@ -289,125 +272,3 @@ def test_the_formula_names_the_operators_in_use_and_the_comparator() -> None:
     assert not any(line.startswith(("identity", "complex")) for line in lines)
     assert "a . b / (|a| |b|)" in lines[-2]
     assert "inverse" in lines[-1]
-
-
-CONFIG = {
-    "training": {"save_dir": "run"},
-    "model": {
-        "embeddings": {
-            "tables": [
-                {
-                    "name": name,
-                    "num_embeddings": rows,
-                    "embedding_dim": DIM,
-                    "optimizer": {optimizer: {"learning_rate": 0.1}},
-                }
-                for (name, rows), optimizer in zip(NUM_ROWS.items(), ("adagrad", "adagrad"), strict=True)
-            ]
-        },
-        "relations": [{"name": r.name, "lhs": r.lhs, "rhs": r.rhs, "operator": r.operator} for r in RELATIONS],
-        "reciprocal_relations": True,
-        "translation_optimizer": {"adagrad": {"learning_rate": 0.1}},
-    },
-    "train_data": {"data_root": "edges", "global_batch_size": 4},
-}
-
-
-def save_run(folder: Path, tables: dict[str, Tensor], scorer: RelationScorer, **changes: Any) -> Path:
-    """Two checkpoints, the first marked as the best; the second's tables are all zeros."""
-    config = TwhinConfig.model_validate(CONFIG).model_dump(mode="json")
-    layout = table_layout(TwhinConfig.model_validate(CONFIG).model, "cpu")
-    vocab = {
-        vocab_fingerprint(name): Vocabulary.from_parquet(folder.parent / "vocab" / f"{name}.parquet").hash
-        for name in NUM_ROWS
-    }
-    config["vocab_dir"] = str(folder.parent / "vocab")
-    extra = {"config": config, "metrics": {"filtered.mrr": 0.5}, "fingerprints": vocab | {"data": "abc"}} | changes
-    with CheckpointManager(folder, max_to_keep=None) as manager:
-        for step, factor in ((3, 1), (6, 0)):
-            tensors = {"relations.weight": scorer.weight.detach()}
-            for group in layout.groups:
-                rows = torch.cat([tables[table.name] for table in group.tables]) * factor
-                tensors[f"tables.{group.name}.weight"] = rows
-            manager.save(step, tensors, extra)
-        manager.mark_best(3, "filtered.mrr", 0.5)
-    return folder
-
-
-def exported_rows(folder: Path, name: str) -> list[list[float]]:
-    return pq.read_table(folder / "embeddings" / f"{name}.parquet").column("embedding").to_pylist()
-
-
-@pytest.mark.parametrize(("step", "is_best"), [(None, True), ("best", True), (3, True), ("latest", False), (6, False)])
-def test_a_checkpoint_is_exported_by_step(tmp_path, tables, scorer, vocab_dir, step: Any, is_best: bool) -> None:
-    run = save_run(tmp_path / "run", tables, scorer)
-    folder = export_from_checkpoint(run, tmp_path / "model", step=step)
-    for name, weight in tables.items():
-        assert exported_rows(folder, name) == (weight if is_best else torch.zeros_like(weight)).tolist()
-    card = read_card(tmp_path)
-    assert card["step"] == (3 if is_best else 6)
-    assert card.get("best") == ({"metric": "filtered.mrr", "value": 0.5} if is_best else None)
-    assert card["metrics"] == {"validation": {"filtered.mrr": 0.5}}
-    assert card["data"]["fingerprints"]["data"] == "abc"
-    assert torch.equal(read_scorer(folder, read_model_info(folder)).weight, scorer.weight)
-
-
-def test_tables_of_one_physical_table_are_cut_at_their_offsets(
-    tmp_path, tables, scorer, vocab_dir, monkeypatch
-) -> None:
-    run = save_run(tmp_path / "run", tables, scorer)
-    monkeypatch.setattr(tables_module, "_BLOCK_BYTES", 4 * DIM * 4)
-    folder = export_from_checkpoint(run, tmp_path / "model")
-    assert pq.read_metadata(folder / "embeddings" / "tweet.parquet").num_row_groups > 2
-    for name, weight in tables.items():
-        assert exported_rows(folder, name) == weight.tolist()
-
-
-def test_test_metrics_of_the_same_step_are_in_the_card(tmp_path, tables, scorer, vocab_dir) -> None:
-    run = save_run(tmp_path / "run", tables, scorer)
-    (run / "test_metrics.json").write_text(json.dumps({"split": "test", "step": 6, "metrics": {"auc": 0.9}}))
-    export_from_checkpoint(run, tmp_path / "model", step="best")
-    assert "test" not in read_card(tmp_path)["metrics"]
-    export_from_checkpoint(run, tmp_path / "model", step="latest", overwrite=True)
-    assert read_card(tmp_path)["metrics"]["test"] == {"auc": 0.9}
-
-
-def test_the_vocabulary_of_another_run_is_refused(tmp_path, tables, scorer, vocab_dir) -> None:
-    run = save_run(tmp_path / "run", tables, scorer)
-    users = pq.read_table(vocab_dir / "user.parquet")
-    renamed = users.set_column(0, "id", pa.array([f"v{row}" for row in range(7)]))
-    other = write_vocab(tmp_path / "vocab2")
-    pq.write_table(renamed, other / "user.parquet")
-    with pytest.raises(DataError, match="not the vocabulary"):
-        export_from_checkpoint(run, tmp_path / "model", vocab_dir=other)
-
-
-def test_bad_steps_folders_and_checkpoints_are_explained(tmp_path, tables, scorer, vocab_dir) -> None:
-    run = save_run(tmp_path / "run", tables, scorer)
-    with pytest.raises(CheckpointError, match=r"\[3, 6\]"):
-        export_from_checkpoint(run, tmp_path / "model", step=4)
-    with pytest.raises(CheckpointError, match="no such folder"):
-        export_from_checkpoint(tmp_path / "nowhere", tmp_path / "model")
-    (run / "best.json").unlink()
-    with pytest.raises(CheckpointError, match="--step latest"):
-        export_from_checkpoint(run, tmp_path / "model", step="best")
-    assert not (tmp_path / "nowhere").exists()
-    assert not (tmp_path / "model").exists()
-
-
-def test_a_checkpoint_of_something_else_is_refused(tmp_path, tables, scorer, vocab_dir) -> None:
-    run = save_run(tmp_path / "run", tables, scorer, config={"model": {"layers": 3}})
-    with pytest.raises(CheckpointError, match="does not describe a TwHIN model"):
-        export_from_checkpoint(run, tmp_path / "model")
-    config = TwhinConfig.model_validate(CONFIG).model_dump(mode="json")
-    config["model"]["reciprocal_relations"] = False
-    other = save_run(tmp_path / "run2", tables, scorer, config=config)
-    with pytest.raises(CheckpointError, match=r"relations\.weight"):
-        export_from_checkpoint(other, tmp_path / "model", vocab_dir=vocab_dir)
-
-
-def test_a_shorter_table_than_the_config_says_is_refused(tmp_path, tables, scorer, vocab_dir) -> None:
-    tables["tweet"] = tables["tweet"][:-1]
-    run = save_run(tmp_path / "run", tables, scorer)
-    with pytest.raises(CheckpointError, match="shorter"):
-        export_from_checkpoint(run, tmp_path / "model")
