@@ -85,6 +85,7 @@ def test_scripts_are_executable_and_stop_at_errors() -> None:
         ("scripts/docker_run.sh", "scripts/run_local.sh"),
         ("scripts/docker_test.sh", "scripts/test.sh"),
         ("projects/twhin/scripts/docker_run.sh", "projects/twhin/scripts/run_in_docker.sh"),
+        ("projects/light_ranker/scripts/docker_run.sh", "projects/light_ranker/scripts/run_in_docker.sh"),
     ],
 )
 def test_a_docker_script_runs_its_host_twin_on_the_checkout(docker_script: str, host_twin: str) -> None:

@@ -7,14 +7,15 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 
-from tml.common.batch import Cursor
 from tml.common.errors import ConfigError
 from tml.common.modules.calibrators import Isotonic
 from tml.core.config.base_config import did_you_mean
 from tml.projects.light_ranker.config import TrainDataConfig
 from tml.projects.light_ranker.data.batch import RankerBatch
 from tml.projects.light_ranker.data.dataset import Share, open_reader
+from tml.projects.light_ranker.features.encoder import EncodedRows
 from tml.projects.light_ranker.importance import Columns, Evaluate
+from tml.projects.light_ranker.in_memory import batch_in_memory
 from tml.projects.light_ranker.metrics import RankerMetrics, evaluate_ranker
 from tml.projects.light_ranker.phases import TrainedRanker
 
@@ -74,23 +75,15 @@ class HeldOutRows:
             yield self._batch({name: values[start : start + batch_size] for name, values in columns.items()})
 
     def _batch(self, columns: Mapping[str, np.ndarray]) -> RankerBatch:
-        spec, size = self._trained.spec, len(columns["w"])
-        continuous = torch.from_numpy(_joined(columns, [n for f in spec.continuous for n in f.columns()], np.float32))
-        ids = _joined(columns, [name for feature in spec.ids for name in feature.columns()], np.int64)
-        arranged = self._trained.model.slots.arrange(ids, continuous)
-        return RankerBatch(
-            nodes=arranged.nodes,
-            ids=arranged.ids,
-            slot_mask=arranged.slot_mask,
-            continuous=continuous,
-            vectors=torch.from_numpy(_joined(columns, [n for f in spec.vectors for n in f.columns()], np.float32)),
-            labels=torch.from_numpy(_joined(columns, [f"y.{label.name}" for label in spec.labels], np.float32)),
-            weight=torch.from_numpy(np.asarray(columns["w"], np.float32)),
-            group=torch.from_numpy(np.asarray(columns["group"] if spec.has_group else np.zeros(size), np.int64)),
-            is_real=torch.ones(size, dtype=torch.bool),
-            num_examples=size,
-            cursor=Cursor(0, 0),
+        spec = self._trained.spec
+        rows = EncodedRows(
+            _joined(columns, [name for feature in spec.ids for name in feature.columns()], np.int64),
+            _joined(columns, [name for feature in spec.continuous for name in feature.columns()], np.float32),
+            _joined(columns, [name for feature in spec.vectors for name in feature.columns()], np.float32),
         )
+        labels = _joined(columns, [f"y.{label.name}" for label in spec.labels], np.float32)
+        group = columns["group"] if spec.has_group else None
+        return batch_in_memory(spec, self._trained.model.slots, rows, labels, columns["w"], group)
 
 
 def _joined(columns: Mapping[str, np.ndarray], names: list[str], dtype: type) -> np.ndarray:

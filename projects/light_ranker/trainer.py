@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from tml.common.device import rank, world_size
 from tml.common.errors import ConfigError, LaunchError
@@ -30,6 +31,7 @@ from tml.projects.light_ranker.config import LightRankerConfig, TrainDataConfig
 from tml.projects.light_ranker.data.dataset import Share, open_reader
 from tml.projects.light_ranker.features.encoder import Encoder
 from tml.projects.light_ranker.features.spec import FeatureSpec
+from tml.projects.light_ranker.in_memory import batch_in_memory
 from tml.projects.light_ranker.phases import (
     EXPORT,
     TrainedRanker,
@@ -161,6 +163,7 @@ class LightRanker:
     def __init__(self, config: LightRankerConfig) -> None:
         self.config = config
         self._trained: TrainedRanker | None = None
+        self._encodes: Encoder | None = None
 
     @classmethod
     def load(cls, model_dir: str | os.PathLike[str]) -> LightRanker:
@@ -189,24 +192,17 @@ class LightRanker:
         Raises:
             DataError: a column is missing, or holds what it may not.
         """
-        # Only these methods need the libraries of the export.
-        from tml.projects.light_ranker.export.check import trainer_scores
-        from tml.projects.light_ranker.export.rows import CheckRows
-
         trained = self._load()
         columns = {name: table.column(name) for name in table.column_names} if isinstance(table, pa.Table) else table
-        rows = Encoder.load(trained.features_dir).encode(columns)
-        size = len(rows.ids)
+        rows = self._encoder().encode(columns)
+        with torch.no_grad():
+            outputs = trained.model.eval()(batch_in_memory(trained.spec, trained.model.slots, rows))[1]
+        raw = outputs["probabilities"].float()
         isotonic = None if trained.isotonic is None else Isotonic.from_dict(trained.isotonic["click"])
-        scores = trainer_scores(
-            trained.model, isotonic,
-            CheckRows(
-                trained.spec, rows.ids, rows.continuous, rows.vectors,
-                np.zeros((size, len(trained.spec.labels)), np.float32), np.ones(size, np.float32),
-            ),
-        )  # fmt: skip
-        found = {"click": scores["probability"], "click_raw": scores["raw"]}
-        return found | ({"watch_time": np.expm1(scores["watch_time"])} if "watch_time" in scores else {})
+        found = {"click": raw if isotonic is None else isotonic(raw), "click_raw": raw}
+        if "watch_time_prediction" in outputs:
+            found["watch_time"] = outputs["watch_time_prediction"].clamp_min(0.0).expm1()
+        return {name: scores.float().numpy() for name, scores in found.items()}
 
     def export_for_serving(self, dir: str | os.PathLike[str] | None = None) -> Path:
         """Write the files that `Scorer` serves.
@@ -217,6 +213,7 @@ class LightRanker:
         Returns:
             The folder.
         """
+        # Only this method needs the libraries of the export.
         from tml.projects.light_ranker.export import export_ranker
 
         trained = self._load()
@@ -234,6 +231,11 @@ class LightRanker:
         if self._trained is None:
             self._trained = load_trained(self.config.training.save_dir, config=self.config)
         return self._trained
+
+    def _encoder(self) -> Encoder:
+        if self._encodes is None:
+            self._encodes = Encoder.load(self.config.features_dir)
+        return self._encodes
 
 
 def run_config(params: TrainerParams, data: PreparedData) -> LightRankerConfig:
