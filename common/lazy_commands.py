@@ -44,7 +44,7 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """The command's name, the loaded command, and its arguments."""
         name, command, rest = super().resolve_command(ctx, args)
-        if name not in self.lazy:
+        if name is None or name not in self.lazy:
             return name, command, rest
         return name, _load(name, self.lazy[name]), rest
 

@@ -87,7 +87,7 @@ class HeldOutRows:
 
 
 def _joined(columns: Mapping[str, np.ndarray], names: list[str], dtype: type) -> np.ndarray:
-    joined = np.empty((len(columns["w"]), len(names)), dtype)
+    joined: np.ndarray = np.empty((len(columns["w"]), len(names)), dtype)
     for place, name in enumerate(names):
         joined[:, place] = columns[name]
     return joined

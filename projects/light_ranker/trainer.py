@@ -15,7 +15,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -43,8 +43,8 @@ from tml.projects.light_ranker.phases import (
 from tml.projects.light_ranker.run import run_evaluation
 from tml.projects.light_ranker.training_data import DataSource, PreparedData, RawDataOptions, prepared_data
 
-Data = str | os.PathLike[str] | pa.Table | DataSource
-Columns = Mapping[str, Sequence[Any] | np.ndarray | pa.Array]
+Data: TypeAlias = str | os.PathLike[str] | pa.Table | DataSource
+Columns: TypeAlias = Mapping[str, Sequence[Any] | np.ndarray | pa.Array]
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class LightRanker:
         Raises:
             CheckpointError: there is none.
         """
-        return cls(load_trained(model_dir).config)
+        return cls(load_trained(Path(model_dir)).config)
 
     def evaluate(self) -> dict[str, float]:
         """Metrics of the test rows, or else of the evaluation rows; the click's also as `calibrated_...`."""

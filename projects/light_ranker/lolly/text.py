@@ -159,7 +159,7 @@ def _chosen(models: Mapping[str, _Lines], name: str | None, source: str) -> _Lin
         raise DataError("empty lolly model", where=source, limit=f"lines {_LINE_FORMS}")
     if name is None and len(models) == 1:
         return next(iter(models.values()))
-    if name not in models:
+    if name is None or name not in models:
         raise DataError(
             "several lolly models in one file" if name is None else "no such lolly model", where=source, value=name,
             limit=", ".join(sorted(models)), fix="name one of them",
