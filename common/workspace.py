@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tml.common.errors import ConfigError
 from tml.common.filesystem import write_json, write_text
@@ -39,28 +40,52 @@ class Workspace:
         self.out, self.work, self.what = out, out / work, what
         self.published, self.cleared = published, published if cleared is None else cleared
         self.result = self.work / "result"
+        self._held: IO[str] | None = None
 
     def begin(self, plan: dict[str, Any], overwrite: bool) -> bool:
         """Compares the plan with what is there; False when the very same work is complete already.
 
         Raises:
-            ConfigError: the folder belongs to another plan, or holds files of another kind.
+            ConfigError: the folder belongs to another plan, holds files of another kind, or a process is at work in it.
         """
         plan = json.loads(json.dumps(plan))
         if self.out.exists() and not self.out.is_dir():
             raise ConfigError("the out folder is a file", where=str(self.out), fix="choose another --out")
         if overwrite:
+            if self.work.exists():
+                self._lock()
             self._clear()
         if (self.out / META).exists():
             self._refuse_change(_load(self.out / META).get("plan", {}), plan)
             shutil.rmtree(self.work, ignore_errors=True)
             return False
         self._refuse_strangers()
+        self._lock()
         if (self.work / "plan.json").exists():
             self._take_up(plan)
-        self.work.mkdir(parents=True, exist_ok=True)
         write_json(self.work / "plan.json", plan)
         return True
+
+    def _lock(self) -> None:
+        """Makes the work folder and keeps others out until `release`, or until this process ends in whatever way."""
+        self.release()
+        self.work.mkdir(parents=True, exist_ok=True)
+        self._held = open(self.work / "lock", "w")  # noqa: SIM115
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another process is at work on a {self.what} here", where=str(self.out), limit="one at a time",
+                fix="wait for it, or choose another --out",
+            ) from None  # fmt: skip
+        except OSError:
+            pass  # a file system without locks
+
+    def release(self) -> None:
+        """Lets others at the folder; harmless when it is not held."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     def _take_up(self, plan: dict[str, Any]) -> None:
         """Continues earlier work on the same plan; work that ended in an error may be followed by a changed plan."""
@@ -69,6 +94,7 @@ class Workspace:
             if not (self.work / "failed").exists():
                 self._refuse_change(old, plan)
             shutil.rmtree(self.work)
+            self._lock()
         (self.work / "failed").unlink(missing_ok=True)
 
     def _refuse_strangers(self) -> None:

@@ -85,6 +85,8 @@ def prepare(options: PrepareOptions, out: Path, *, overwrite: bool = False) -> d
             "the preparation cannot write", where=str(out), value=str(error),
             fix="mend this and run it again: it continues",
         ) from error  # fmt: skip
+    finally:
+        workspace.release()
 
 
 class _Preparation:

@@ -53,6 +53,7 @@ class Vocabulary:
         if twice := self._index.first_duplicate():
             raise _damaged(where, f"value {self._values[twice[0]].as_py()!r} occurs twice")
         self._first, self._dense = self._dense_rows()
+        self._beyond = np.uint64(0 if self._dense is None else len(self._dense) - 1)
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:
@@ -100,22 +101,23 @@ class Vocabulary:
         """The row of each id, 1 for unknown ones: int64 [n]."""
         if self._dense is not None:
             assert isinstance(ids.values, np.ndarray)
-            last = self._first + len(self._dense) - 1
-            rows = self._dense[np.clip(ids.values, self._first, last) - self._first]
-            return np.where((ids.values < self._first) | (ids.values > last), UNKNOWN, rows)
+            # Below the first value the unsigned difference is huge: one comparison finds both ends.
+            place = ids.values.view(np.uint64) - self._first
+            return self._dense[np.minimum(place, self._beyond)]
         found = self._index.find(pa.array(ids.values) if isinstance(ids.values, np.ndarray) else ids.values)
         return np.where(found < 0, UNKNOWN, found + FIRST_KNOWN)
 
-    def _dense_rows(self) -> tuple[int, np.ndarray | None]:
+    def _dense_rows(self) -> tuple[np.uint64, np.ndarray | None]:
+        """The first value, and the row of it and each number after it; the last stands for all others."""
         if not self.is_integer or not len(self):
-            return 0, None
+            return np.uint64(0), None
         values = self._values.to_numpy()
         first, last = int(values.min()), int(values.max())
         if last - first >= max(_DENSE_AT_LEAST, _DENSE_FACTOR * len(values)):
-            return 0, None
-        rows = np.full(last - first + 1, UNKNOWN, np.int64)
+            return np.uint64(0), None
+        rows = np.full(last - first + 2, UNKNOWN, np.int64)
         rows[values - first] = np.arange(FIRST_KNOWN, FIRST_KNOWN + len(values))
-        return first, rows
+        return np.uint64(first % 2**64), rows
 
 
 def count_ids(feature: int, ids: Ids) -> pa.Table:

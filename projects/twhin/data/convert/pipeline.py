@@ -62,6 +62,8 @@ def convert(options: ConvertOptions, out: Path, *, overwrite: bool = False) -> d
             value=str(error),
             fix="mend this and run it again: it continues",
         ) from error
+    finally:
+        workspace.release()
 
 
 class _Conversion:

@@ -7,6 +7,7 @@ from collections import Counter
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -320,3 +321,13 @@ def test_rows_are_drawn_evenly_and_apart_for_each_purpose():
     assert abs(one.mean() - 0.5) < 0.01
     assert abs(np.corrcoef(one, two)[0, 1]) < 0.03
     assert np.unique(one).size == 20_000
+
+
+def test_remote_tables_are_read_like_local_ones(tmp_path: Path):
+    memory = fsspec.filesystem("memory")
+    for name in ("t.parquet", "t.csv"):
+        local = write_table(tmp_path / name, user=["b", "a", "b"], age=[1.5, None, 3.0], click=[1, 0, 0])
+        memory.pipe(f"/prepare/{name}", Path(local).read_bytes())
+        for place, path in (("near", local), ("far", f"memory://prepare/{name}")):
+            run(tmp_path, {"features": [USER, AGE]}, path, out=f"{place}-{name}")
+        np.testing.assert_equal(rows(tmp_path, out=f"far-{name}"), rows(tmp_path, out=f"near-{name}"))

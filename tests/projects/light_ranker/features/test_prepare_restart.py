@@ -147,6 +147,20 @@ def test_after_an_error_the_data_may_be_mended(tmp_path: Path):
     assert run(tmp_path, CONFIG, bad)["splits"]["train"]["rows"] == 2
 
 
+def test_two_at_a_time_in_one_folder_are_refused(tmp_path: Path, monkeypatch):
+    inputs, original = _inputs(tmp_path), prepare.to_table
+
+    def meddling(*args):
+        with pytest.raises(ConfigError, match="another process is at work"):
+            run(tmp_path, CONFIG, inputs, **SETTINGS)
+        with pytest.raises(ConfigError, match="another process is at work"):
+            run(tmp_path, CONFIG, inputs, overwrite=True, **SETTINGS)
+        return original(*args)
+
+    monkeypatch.setattr(prepare, "to_table", meddling)
+    assert run(tmp_path, CONFIG, inputs, **SETTINGS)["rows_read"] == 800
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path):
     (tmp_path / "out/train").mkdir(parents=True)
     with pytest.raises(ConfigError, match="something else"):
