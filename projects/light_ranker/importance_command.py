@@ -31,6 +31,7 @@ def importance_command(
     out: Annotated[Path | None, typer.Option(help="File to write; SAVE_DIR/feature_importances.tsv.")] = None,
 ) -> None:
     """Permute features of held-out rows, and write how much worse the model gets (TSV, and JSON beside it)."""
+    from tml.common.tracking.record import ExperimentRecord
     from tml.projects.light_ranker.importance import (
         ImportanceOptions,
         permutation_importances,
@@ -47,6 +48,7 @@ def importance_command(
     found = permutation_importances(rows.columns, rows.features, rows.measure(metric), options)
     path = out or save_dir / "feature_importances.tsv"
     write_importances(found, path)
+    ExperimentRecord(save_dir).artifact("feature_importances", path)
     width = max(len(one.name) for one in found)
     for one in found:
         typer.echo(f"{one.name:<{width}}  {one.drop:+.6f}  {one.percent:+8.2f} %  {metric} {one.performance:.6f}")

@@ -24,6 +24,7 @@ import torch
 from tml.common.device import rank, world_size
 from tml.common.errors import ConfigError, LaunchError
 from tml.common.modules.calibrators import Isotonic
+from tml.common.tracking.record import ExperimentRecord
 from tml.core.config import parse_config
 from tml.core.config.base_config import did_you_mean
 from tml.core.session import runtime_session
@@ -205,7 +206,7 @@ class LightRanker:
         return {name: scores.float().numpy() for name, scores in found.items()}
 
     def export_for_serving(self, dir: str | os.PathLike[str] | None = None) -> Path:
-        """Write the files that `Scorer` serves.
+        """Write the files that `Scorer` serves, and their hash into the run's experiment record.
 
         Args:
             dir: folder; `<model_dir>/export` if None.
@@ -217,15 +218,18 @@ class LightRanker:
         from tml.projects.light_ranker.export import export_ranker
 
         trained = self._load()
-        return export_ranker(
+        save_dir = Path(self.config.training.save_dir)
+        folder = export_ranker(
             trained.model,
-            dir or Path(self.config.training.save_dir) / EXPORT,
+            dir or save_dir / EXPORT,
             features_dir=trained.features_dir,
             isotonic=trained.isotonic,
             settings=self.config.export,
             facts=trained.facts,
             evaluation_files=trained.evaluation_files,
         )
+        ExperimentRecord(save_dir).artifact("export", folder)
+        return folder
 
     def _load(self) -> TrainedRanker:
         if self._trained is None:

@@ -46,10 +46,12 @@ def export_command(
     step: Annotated[int | None, typer.Option(min=0, help="Step; the best, else the latest by default.")] = None,
 ) -> None:
     """Write bias, weights and bins as text; it scores as the trained model does."""
+    from tml.common.tracking.record import ExperimentRecord
     from tml.projects.light_ranker.lolly.export import lolly_of_ranker
     from tml.projects.light_ranker.lolly.text import write_lolly
     from tml.projects.light_ranker.phases import load_trained
 
     model = lolly_of_ranker(load_trained(save_dir, step), name)
     write_lolly(model, out)
+    ExperimentRecord(save_dir).artifact("lolly_model", out)
     typer.echo(f"wrote {len(model.binary)} binary and {len(model.discretized)} discretised features to {out}")

@@ -19,6 +19,13 @@ def test_help_lists_every_command() -> None:
         assert command.help in shown.output
 
 
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_loads_and_explains_itself(name: str) -> None:
+    shown = CliRunner().invoke(cli.app, [name, "--help"])
+    assert shown.exit_code == 0, shown.exception
+    assert "Usage" in shown.output
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["light-ranker", "--help"], ["light-ranker", "train", "--help"]])
 def test_help_does_not_wait_for_torch(arguments: list[str]) -> None:
     code = (

@@ -14,9 +14,11 @@ from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from tml.common.errors import CheckpointError, ConfigError, DataError
+from tml.common.tracking.record import ExperimentRecord, sha256_of
 from tml.projects.light_ranker import cli, train
 from tml.projects.light_ranker.records.table import ToRecordsOptions, table_to_records
 from tml.projects.light_ranker.records.table_config import RecordTableConfig
+from tml.projects.light_ranker.serving.scorer import Scorer
 from tml.projects.light_ranker.trainer import DataRecordTrainer, LightRanker, TrainerParams
 from tml.projects.light_ranker.training_data import DataSource, RawDataOptions, is_block_file, prepared_data
 
@@ -99,15 +101,6 @@ def test_the_last_model_is_loaded_from_its_folder(model):
         LightRanker.load(Path(model.config.training.save_dir) / "absent")
 
 
-def test_the_export_scores_like_the_model(model, tmp_path):
-    from tml.projects.light_ranker.serving.scorer import Scorer
-
-    folder = model.export_for_serving(tmp_path / "served")
-    scores = Scorer(folder).score({"user_id": 4}, {"tweet_id": [1, 2], "age": [3.0, None]})
-    expected = model.predict({"user_id": [4, 4], "tweet_id": [1, 2], "age": [3.0, None]})
-    np.testing.assert_allclose(scores.probabilities, expected["click"], atol=1e-5)
-
-
 def test_importances_of_a_run(model, tmp_path):
     save_dir = model.config.training.save_dir
     out = tmp_path / "importances.tsv"
@@ -121,6 +114,8 @@ def test_importances_of_a_run(model, tmp_path):
     assert set(found) == {"None", "user_id", "tweet_id", "age", "ids"}
     assert found["None"]["performance"] == pytest.approx(model.evaluate()["roc_auc"], abs=1e-6)
     assert found["ids"]["drop"] > found["tweet_id"]["drop"] > 0.02
+    artifacts = ExperimentRecord(save_dir).read()["artifacts"]
+    assert artifacts["feature_importances"]["sha256"] == sha256_of(out)
 
 
 def test_a_second_training_of_the_same_folder_goes_on(model, data):
@@ -153,15 +148,14 @@ def test_block_files_of_data_records(tmp_path, data):
         options = ToRecordsOptions(compression=compression)
         table_to_records([str(data / f"{split}.parquet")], tmp_path / split, config, options)
     (tmp_path / "records.yaml").write_text(json.dumps(records))
-    arguments = [
-        "--train_data_path", f"{tmp_path}/train/part*", "--eval_data_path", f"{tmp_path}/eval/part*",
-        "--feature_config", str(data / "features.yaml"), "--record_config", str(tmp_path / "records.yaml"),
-        "--model_dir", str(tmp_path / "run"), "--num_epochs", "1", "--train.batch_size", "256",
-    ]  # fmt: skip
-    train.main(arguments)
-    assert (tmp_path / "run" / "export" / "model.onnx").is_file()
-    with pytest.raises(SystemExit):
-        train.main([word for word in arguments if word not in ("--record_config", str(tmp_path / "records.yaml"))])
+    params = {**SMALL, "num_epochs": 1, "model_dir": str(tmp_path / "run")}
+    params |= {"feature_config": str(data / "features.yaml"), "record_config": str(tmp_path / "records.yaml")}
+    model = DataRecordTrainer(params).train(f"{tmp_path}/train/part*", f"{tmp_path}/eval/part*")
+    rows = pq.read_table(model.config.train_data.data_root)
+    np.testing.assert_array_equal(rows["y.click"].to_numpy(), pq.read_table(data / "train.parquet")["click"].to_numpy())
+    without = DataRecordTrainer({**params, "record_config": None})
+    with pytest.raises(ConfigError, match="record_config"):
+        without.train(f"{tmp_path}/train/part*", f"{tmp_path}/eval/part*")
 
 
 def test_block_files_are_told_by_their_content(tmp_path, data):
@@ -170,7 +164,7 @@ def test_block_files_are_told_by_their_content(tmp_path, data):
     assert not is_block_file(str(tmp_path / "broken.gz"))
 
 
-def test_the_documented_command_prints_metrics_and_exports(data, tmp_path, capfd):
+def test_the_documented_command_prints_metrics_and_exports_what_scores_like_the_model(data, tmp_path, capfd):
     train.main(
         [
             f"--train_data_path={data}/train.parquet", f"--eval_data_path={data}/eval.parquet",
@@ -181,7 +175,13 @@ def test_the_documented_command_prints_metrics_and_exports(data, tmp_path, capfd
     said = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert said["export"] == f"{tmp_path}/served"
     assert said["metrics"]["rce"] is not None
-    assert (tmp_path / "served" / "model.onnx").is_file()
+    scores = Scorer(tmp_path / "served").score({"user_id": 4}, {"tweet_id": [1, 2], "age": [3.0, None]})
+    model = LightRanker.load(tmp_path / "run")
+    expected = model.predict({"user_id": [4, 4], "tweet_id": [1, 2], "age": [3.0, None]})
+    np.testing.assert_allclose(scores.probabilities, expected["click"], atol=1e-5)
+    record = ExperimentRecord(tmp_path / "run").read()
+    assert record["artifacts"]["export"]["sha256"] == sha256_of(tmp_path / "served")
+    assert record["status"] == "SUCCEEDED"
 
 
 def test_a_fault_of_the_command_line_is_one_message_and_exit_code_2(capfd):
