@@ -14,12 +14,15 @@ from tml.core.optimizers.config import OptimizerConfig
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
+# A pair of a relation and a row is told from others by one int64 (data/masks.py).
+MAX_ROWS, MAX_RELATIONS = 2**40, 2**22
+
 
 class TableConfig(BaseConfig):
     """The embeddings of one kind of entity."""
 
     name: Name = Field(pattern=r"^[^+/.\s]+$", description="Name of the table; relations refer to it.")
-    num_embeddings: int = Field(ge=1, lt=2**40, description="Number of entities.")
+    num_embeddings: int = Field(ge=1, le=MAX_ROWS, description="Number of entities.")
     embedding_dim: int = Field(ge=1, le=8192, description="Length of an embedding; the same for all tables.")
     data_type: Literal["fp32", "fp16"] = Field(
         default="fp32", description="How rows are kept. bf16 is not offered: the CPU kernel has none."
@@ -139,6 +142,8 @@ class ModelConfig(BaseConfig):
 
     @model_validator(mode="after")
     def _relations_fit(self) -> Self:
+        if len(self.relations) > MAX_RELATIONS:
+            raise ValueError(f"{len(self.relations)} relations are too many: at most {MAX_RELATIONS} can be told apart")
         tables = [table.name for table in self.embeddings.tables]
         for index, relation in enumerate(self.relations):
             for side in ("lhs", "rhs"):

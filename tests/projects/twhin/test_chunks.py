@@ -12,6 +12,7 @@ from tml.common.batch import Cursor
 from tml.common.modules.table_layout import FusedOptimizerSpec, TableLayout, TableSpec
 from tml.projects.twhin.data.chunks import ChunkAssembler, ChunkedEdges, ChunkShape
 from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema
+from tml.projects.twhin.data.masks import ChunkNodes, masked_places
 from tml.projects.twhin.models.relations import RelationSpec
 
 RELATIONS = [
@@ -151,6 +152,26 @@ def test_masks_equal_brute_force(num_in_batch: int) -> None:
                     assert mask[s, c, n].item() == expected, (side, s, c, n)
                     num_true += expected
         assert num_true > 0
+
+
+def test_masks_of_the_largest_ids_and_relations_that_a_config_allows_equal_brute_force() -> None:
+    rng = np.random.default_rng(0)
+    other, own, candidates = (2**40 - 1 - rng.integers(0, 3, (50, size)) for size in (6, 6, 9))
+    rel, filled = 2**22 - 1 - rng.integers(0, 2, (50, 6)), rng.random((50, 6)) < 0.9
+    found = np.zeros((50, 6, 9), dtype=bool)
+    found.ravel()[masked_places(ChunkNodes(other, rel, own, filled), candidates, np.ones((50, 9), bool))] = True
+    same_query = (other[:, :, None] == other[:, None]) & (rel[:, :, None] == rel[:, None]) & filled[:, None]
+    expected = (same_query[..., None] & (own[:, None, :, None] == candidates[:, None, None, :])).any(2)
+    assert np.array_equal(found[filled], expected[filled])
+    assert 0.1 < expected.mean() < 0.9
+
+
+@pytest.mark.parametrize("largest", [2**31 - 1, 2**31, 2**32 + 1])
+def test_ids_are_told_apart_where_32_bits_end(largest: int) -> None:
+    own, candidates = np.array([[largest]]), np.array([[largest, largest + 2**32, largest - 1, 1]])
+    nodes = ChunkNodes(np.zeros_like(own), np.zeros_like(own), own, np.ones_like(own, dtype=bool))
+    for some in (candidates, candidates[:, [0, 2, 3]]):
+        assert masked_places(nodes, some, np.ones_like(some, dtype=bool)).tolist() == [0]
 
 
 def test_joined_batches_mask_like_the_single_ones() -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tml.common.errors import ConfigError
 from tml.core.config import format_config, parse_config
-from tml.projects.twhin.config import TwhinConfig
+from tml.projects.twhin import config as config_module
+from tml.projects.twhin.config import MAX_RELATIONS, MAX_ROWS, TwhinConfig
 
 CONFIGS = Path(__file__).parents[3] / "projects" / "twhin" / "configs"
 
@@ -55,6 +57,17 @@ def test_two_relations_of_one_name_and_a_table_without_relation_are_refused() ->
     relation = {"name": "fav", "lhs": "user", "rhs": "tweet"}
     _refused("two relations have the name 'fav'", _config(relations=[relation, relation]))
     _refused("no relation has an end in table 'tweet'", _config(relations=[relation | {"rhs": "user"}]))
+
+
+def test_more_rows_or_relations_than_a_batch_can_tell_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert np.iinfo(np.int64).max >= (MAX_RELATIONS - 1) * MAX_ROWS + MAX_ROWS - 1
+    data = _config()
+    data["model"]["embeddings"]["tables"][0]["num_embeddings"] = MAX_ROWS + 1
+    _refused("less than or equal to 1099511627776", data)
+    monkeypatch.setattr(config_module, "MAX_RELATIONS", 2)
+    relations = [{"name": f"r{number}", "lhs": "user", "rhs": "tweet"} for number in range(3)]
+    assert len(parse_config(TwhinConfig, _config(relations=relations[:2])).model.relations) == 2
+    _refused("3 relations are too many: at most 2 can", _config(relations=relations))
 
 
 def test_unequal_dims_and_odd_complex_dims_are_refused() -> None:
