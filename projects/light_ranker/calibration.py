@@ -1,7 +1,7 @@
 """What is fitted before training: scales of the numbers' transforms and bounds of their bins.
 
     save_dir/calibration/discretizers.json    {"fingerprint": ..., "features": {name: {kind, num_bins, boundaries}}}
-    save_dir/calibration/normalisation.json   {"fingerprint": ..., "features": {name: {transform, shift, scale}}}
+    save_dir/calibration/normalisation.json   {"fingerprint": ..., "features": [{name, transform, mean, std, max_abs}]}
 
 The fingerprint names what they were fitted on, so that a stale calibration is refused. The second file is written last:
 a calibration that was killed half-way is no calibration.
@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tml.common.errors import ConfigError, DataError
 from tml.common.filesystem.atomic import write_json
 from tml.common.modules.discretizer_fitting import DiscretizerPlan
+from tml.common.modules.normalizers import Normalizer, NormalizerStatistics
 from tml.common.reader import ParquetReader
 from tml.ml_logging import get_logger
 from tml.projects.light_ranker.config import CalibrationConfig, LightRankerConfig
 from tml.projects.light_ranker.data.dataset import data_files, keep_mask
 from tml.projects.light_ranker.features.spec import DiscretizerSpec, FeatureSpec
-from tml.projects.light_ranker.models.inputs import Scale, fit_scale
 from tml.projects.light_ranker.models.lolly_slots import discretizers_of
 
 logger = get_logger(__name__)
@@ -41,22 +42,21 @@ class Calibration:
     """Fitted statistics.
 
     Args:
-        scales: of every continuous feature that keeps its value.
+        normalizer: of every continuous feature that keeps its value.
         boundaries: of every binned feature, ascending; empty if its sample held no value.
         fingerprint: of what they were fitted on.
     """
 
-    scales: dict[str, Scale]
+    normalizer: Normalizer
     boundaries: dict[str, list[float]]
     fingerprint: str
 
     def digest(self) -> str:
         """The identity of the statistics themselves."""
-        scales = {name: [scale.shift, scale.scale] for name, scale in self.scales.items()}
-        text = json.dumps([scales, self.boundaries], sort_keys=True)
+        text = json.dumps([self.normalizer.to_dict(), self.boundaries], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def save(self, folder: Path, spec: FeatureSpec, discretizers: Mapping[str, DiscretizerSpec]) -> None:
+    def save(self, folder: Path, discretizers: Mapping[str, DiscretizerSpec]) -> None:
         """Write both files, each whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         binned = {
@@ -64,13 +64,8 @@ class Calibration:
                    "boundaries": edges}
             for name, edges in self.boundaries.items()
         }  # fmt: skip
-        transforms = {feature.name: feature.transform for feature in spec.continuous}
-        scaled = {
-            name: {"transform": transforms[name], "shift": scale.shift, "scale": scale.scale}
-            for name, scale in self.scales.items()
-        }
         write_json(folder / DISCRETIZERS, {"fingerprint": self.fingerprint, "features": binned})
-        write_json(folder / NORMALISATION, {"fingerprint": self.fingerprint, "features": scaled})
+        write_json(folder / NORMALISATION, {"fingerprint": self.fingerprint, **self.normalizer.to_dict()})
 
 
 def load_calibration(folder: Path) -> Calibration | None:
@@ -86,7 +81,7 @@ def load_calibration(folder: Path) -> Calibration | None:
         return None
     try:
         return Calibration(
-            {name: Scale(float(v["shift"]), float(v["scale"])) for name, v in scaled["features"].items()},
+            Normalizer.from_dict(scaled),
             {name: [float(edge) for edge in v["boundaries"]] for name, v in binned["features"].items()},
             str(scaled["fingerprint"]),
         )
@@ -140,15 +135,24 @@ class Sample:
         weights = columns.pop("w")
         labels = columns.pop(f"y.{self._config.loss.click_label}", None)
         logger.info("calibrating %d features on %d rows", len(self._spec.continuous), len(weights))
-        kept = [feature for feature in self._spec.continuous if feature.keep_value]
         return Calibration(
-            {f.name: fit_scale(f, columns[f"x.{f.name}"], weights) for f in kept},
+            self._normalizer(columns, weights),
             {
                 name: _fit_boundaries(name, one, columns[f"x.{name}"], weights, labels)
                 for name, one in self.discretizers.items()
             },
             self.fingerprint(),
         )
+
+    def _normalizer(self, columns: dict[str, np.ndarray], weights: np.ndarray) -> Normalizer:
+        kept = [feature for feature in self._spec.continuous if feature.keep_value]
+        statistics = NormalizerStatistics([f.name for f in kept], [f.transform for f in kept])
+        for start in range(0, len(weights), _READ_ROWS):
+            part = slice(start, start + _READ_ROWS)
+            values = [torch.from_numpy(columns[f"x.{feature.name}"][part]) for feature in kept]
+            if values:
+                statistics.update(torch.stack(values, dim=1), torch.from_numpy(weights[part]))
+        return Normalizer.from_statistics(statistics)
 
     def _read(self, section: CalibrationConfig) -> dict[str, np.ndarray]:
         rate = min(section.sample_rate, section.max_rows / self._reader.num_rows)

@@ -23,17 +23,18 @@ def _optimizer(kind: str, learning_rate: float) -> Any:
 class InteractionConfig(BaseConfig):
     """Products of embeddings, beside what the layers find by themselves."""
 
-    kind: Literal["dot", "cross"] = Field(
-        description="dot: products of every two features' embeddings, as in DLRM. cross: low-rank cross layers over "
-        "the whole input, as in DCN-v2."
+    kind: Literal["dot", "cross", "fwfm"] = Field(
+        description="dot: products of every two features' embeddings as inputs of the first layer, as in DLRM. cross: "
+        "low-rank cross layers over the whole input, as in DCN-v2. fwfm: a weighted sum of the products of every two "
+        "features' embeddings, added to the outputs; the cheapest."
     )
-    num_layers: int | None = Field(default=None, ge=1, le=16, description="Cross layers; 2 if null. Not for dot.")
-    rank: Size | None = Field(default=None, description="Rank of a cross layer's matrix; 64 if null. Not for dot.")
+    num_layers: int | None = Field(default=None, ge=1, le=16, description="Cross layers; 2 if null. For cross alone.")
+    rank: Size | None = Field(default=None, description="Rank of a cross layer's matrix; 64 if null. For cross alone.")
 
     @model_validator(mode="after")
     def _sizes_belong_to_cross(self) -> Self:
-        if self.kind == "dot" and (self.num_layers is not None or self.rank is not None):
-            raise ValueError("num_layers and rank are sizes of cross layers: leave them out with kind: dot")
+        if self.kind != "cross" and (self.num_layers is not None or self.rank is not None):
+            raise ValueError(f"num_layers and rank are sizes of cross layers: leave them out with kind: {self.kind}")
         return self
 
 

@@ -290,7 +290,7 @@ def _calibrate_here(config: LightRankerConfig, spec: FeatureSpec) -> None:
         fitted = sample.fit()
     else:
         fitted = _loaded(Path(config.calibration.load_dir), expected)
-    fitted.save(folder, spec, sample.discretizers)
+    fitted.save(folder, sample.discretizers)
     logger.info("calibration is in %s", folder)
 
 
@@ -298,7 +298,7 @@ def _loaded(folder: Path, expected: str) -> Calibration:
     found = load_calibration(folder)
     if found is None:
         raise ConfigError("there is no calibration to load", where="calibration.load_dir", value=str(folder))
-    return Calibration(found.scales, found.boundaries, expected)
+    return Calibration(found.normalizer, found.boundaries, expected)
 
 
 def _calibration_key(config: LightRankerConfig, spec: FeatureSpec) -> str:

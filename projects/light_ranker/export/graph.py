@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from tml.common.errors import DataError
 from tml.common.modules.calibrators import Isotonic
+from tml.common.modules.dense_blocks import CrossNetwork
 from tml.projects.light_ranker.export.interactions import SplitDot, reordered_cross
 from tml.projects.light_ranker.export.outputs import GraphIsotonic, Seconds
 from tml.projects.light_ranker.export.sides import SideInput, SideLookup, SidePooling, bins_of, pooled, slots_of
 from tml.projects.light_ranker.features.spec import FeatureSpec, IdFeature, Side
-from tml.projects.light_ranker.models.inputs import DenseInputs, Scale
-from tml.projects.light_ranker.models.interactions import CrossInteraction, DotInteraction
+from tml.projects.light_ranker.models.inputs import DenseInputs
+from tml.projects.light_ranker.models.interactions import DotProducts, FieldWeightedProducts
 from tml.projects.light_ranker.models.mlp import CLICK, WATCH_TIME, MlpRanker
 
 SIDES: tuple[Side, ...] = ("user", "candidate")
@@ -133,16 +134,18 @@ class MlpGraph(ServingGraph):
 
     def scores(self, user: SideInput | None, candidate: SideInput) -> tuple[Tensor, ...]:
         """Probabilities and, if the model predicts them, watch times in seconds."""
-        hidden = self.hidden(self._first_layer(user, candidate))
-        click = self.click_head(hidden).squeeze(1)
-        if self.seconds is None:
-            return (self.probability(click),)
-        watch = click if self.watch_head is None else self.watch_head(hidden).squeeze(1)
-        return self.probability(click), self.seconds(watch)
-
-    def _first_layer(self, user: SideInput | None, candidate: SideInput) -> Tensor:
         of_user = None if user is None else self.user(self, user)
         of_candidate = self.candidate(self, candidate)
+        hidden = self.hidden(self._first_layer(of_user, of_candidate))
+        click = self.click_head(hidden).squeeze(1)
+        watch = click if self.watch_head is None else self.watch_head(hidden).squeeze(1)
+        if self.fwfm is not None:
+            products = self._weighted_products(of_user, of_candidate)
+            click = click + self.fwfm.factors[CLICK] * products
+            watch = click if self.watch_head is None else watch + self.fwfm.factors[WATCH_TIME] * products
+        return (self.probability(click),) if self.seconds is None else (self.probability(click), self.seconds(watch))
+
+    def _first_layer(self, of_user: SideColumns | None, of_candidate: SideColumns) -> Tensor:
         if self.cross is not None:
             return self._crossed(of_user, of_candidate)
         products = self._products(of_user, of_candidate)
@@ -168,6 +171,19 @@ class MlpGraph(ServingGraph):
         own = [] if of_user is None or not self.dot.user_products else [self.dot.user(of_user)]
         return own, [self.dot.candidate(of_user, torch.cat(embeddings, dim=1))]
 
+    def _weighted_products(self, user: SideColumns | None, candidate: SideColumns) -> Tensor:
+        """`[N]`, or `[1]` if candidates have no embeddings: every product of two embeddings times its weight."""
+        total = self.user_pair_weights.new_zeros(1)
+        if user is not None and user.embeddings is not None:
+            mixed = torch.matmul(self.user_pair_weights, user.embeddings)
+            total = total + 0.5 * (mixed * user.embeddings).sum((1, 2))
+        if candidate.embeddings is not None:
+            mixed = 0.5 * torch.matmul(self.candidate_pair_weights, candidate.embeddings)
+            if user is not None and user.embeddings is not None:
+                mixed = mixed + torch.matmul(self.mixed_pair_weights, user.embeddings)
+            total = total + (mixed * candidate.embeddings).sum((1, 2))
+        return total
+
     def _crossed(self, user: SideColumns | None, candidate: SideColumns) -> Tensor:
         columns = torch.cat(candidate.columns, dim=1)
         if user is not None:
@@ -178,14 +194,21 @@ class MlpGraph(ServingGraph):
 
     def _take_interaction(self, model: MlpRanker) -> dict[str, list[int]]:
         """Which columns of the model's first layer each side has, in the order in which the graph makes them."""
-        self.dot, self.cross, self.project = None, None, None
+        self.dot, self.cross, self.project, self.fwfm = None, None, None, None
         order: dict[str, list[int]] = {side: [] for side in SIDES}
         for part in model.input_layout():
             if part.side in order:
                 order[part.side] += range(part.columns.start, part.columns.stop)
-        if isinstance(model.interaction, CrossInteraction):
+        if isinstance(model.interaction, CrossNetwork):
             self.cross = reordered_cross(model.interaction, order["user"] + order["candidate"])
-        elif isinstance(model.interaction, DotInteraction):
+        elif isinstance(model.interaction, FieldWeightedProducts):
+            self.fwfm = model.interaction
+            is_user = torch.tensor([f.side == "user" for f in (*model.slots.own, *model.slots.binned)])
+            weights = self.fwfm.pair_weights().detach()
+            self.register_buffer("user_pair_weights", weights[is_user][:, is_user].clone())
+            self.register_buffer("candidate_pair_weights", weights[~is_user][:, ~is_user].clone())
+            self.register_buffer("mixed_pair_weights", weights[~is_user][:, is_user].clone())
+        elif isinstance(model.interaction, DotProducts):
             embedded = (*model.slots.own, *model.slots.binned)
             self.dot = SplitDot(model.interaction, [feature.side == "user" for feature in embedded])
             self.project = model.interaction.project
@@ -235,9 +258,7 @@ class MlpSide(nn.Module):
             for feature, part in slots
             if feature.embedding is not None
         ]
-        self.numbers = DenseInputs(model.spec.of_side(side))
-        scales = zip(model.inputs.kept, model.inputs.shift.tolist(), model.inputs.scale.tolist(), strict=True)
-        self.numbers.set_scales({feature.name: Scale(shift, scale) for feature, shift, scale in scales})
+        self.numbers = DenseInputs(model.spec.of_side(side), model.inputs.normalizer)
 
     def forward(self, graph: ServingGraph, side: SideInput) -> SideColumns:
         """The side's columns of the first layer's input."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tml.projects.light_ranker.models.interactions import CrossInteraction, DotInteraction
+from tml.common.modules.dense_blocks import CrossNetwork
+from tml.projects.light_ranker.models.interactions import DotProducts
 
 
 class SplitDot(nn.Module):
-    """`DotInteraction` in two parts: products among the user's embeddings, and all others.
+    """The model's products of embeddings in two parts: those among the user's, and all others.
 
     The projected numbers, of which the candidate has a share, count among the candidate's embeddings.
 
@@ -28,17 +29,17 @@ class SplitDot(nn.Module):
     user_pairs: Tensor
     candidate_pairs: Tensor
 
-    def __init__(self, dot: DotInteraction, is_user: list[bool]) -> None:
+    def __init__(self, dot: DotProducts, is_user: list[bool]) -> None:
         super().__init__()
-        side = [*is_user, *([False] if dot.project is not None else [])]
+        side = [*is_user, *([False] * (dot.num_vectors - len(is_user)))]
         users = [place for place, user in enumerate(side) if user]
         candidates = [place for place, user in enumerate(side) if not user]
         place_of = {pair: place for place, pair in enumerate(zip(*_pairs(len(side)), strict=True))}
         user_pairs = [(a, b) for a in range(len(users)) for b in range(a)]
         candidate_pairs = [(a, b) for a in range(len(candidates)) for b in range(a)]
-        self.user_products = [place_of[users[a], users[b]] for a, b in user_pairs]
-        self.candidate_products = [place_of[max(c, u), min(c, u)] for c in candidates for u in users] + [
-            place_of[candidates[a], candidates[b]] for a, b in candidate_pairs
+        self.user_products = [place_of[users[b], users[a]] for a, b in user_pairs]
+        self.candidate_products = [place_of[min(c, u), max(c, u)] for c in candidates for u in users] + [
+            place_of[candidates[b], candidates[a]] for a, b in candidate_pairs
         ]
         self.register_buffer("user_pairs", _flat(user_pairs, len(users)))
         self.register_buffer("candidate_pairs", _flat(candidate_pairs, len(candidates)))
@@ -55,26 +56,25 @@ class SplitDot(nn.Module):
         return torch.cat([(candidate @ user.transpose(1, 2)).flatten(1), own], dim=1)
 
 
-def reordered_cross(cross: CrossInteraction, columns: list[int]) -> CrossInteraction:
+def reordered_cross(cross: CrossNetwork, columns: list[int]) -> CrossNetwork:
     """The same cross layers for an input whose columns come in another order.
 
     Args:
-        cross: the model's.
+        cross: the model's, of low rank.
         columns: the model's column at each new place.
     """
-    rank = cross.down[0].out_features
-    copy = CrossInteraction(len(columns), len(cross.down), rank)
+    rank = cross.layers[0][0].out_features
+    copy = CrossNetwork(len(columns), len(cross.layers), rank)
     with torch.no_grad():
-        for new, old in zip((*copy.down, *copy.up), (*cross.down, *cross.up), strict=True):
-            is_up = old.bias is not None
-            new.weight.copy_(old.weight[columns] if is_up else old.weight[:, columns])
-            if is_up:
-                new.bias.copy_(old.bias[columns])
+        for (new_down, new_up), (down, up) in zip(copy.layers, cross.layers, strict=True):
+            new_down.weight.copy_(down.weight[:, columns])
+            new_up.weight.copy_(up.weight[columns])
+            new_up.bias.copy_(up.bias[columns])
     return copy
 
 
 def _pairs(total: int) -> tuple[list[int], list[int]]:
-    left, right = torch.tril_indices(total, total, offset=-1).tolist()
+    left, right = torch.triu_indices(total, total, offset=1).tolist()
     return left, right
 
 

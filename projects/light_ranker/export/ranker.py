@@ -227,9 +227,7 @@ def _calibration(model: Ranker, isotonic: Points | None) -> dict[str, Any]:
         counts = torch.isfinite(bins.boundaries).sum(1).tolist()
         found["boundaries"] = {names[column]: n for column, n in zip(bins.columns.tolist(), counts, strict=True)}
     if isinstance(model, MlpRanker):
-        inputs = model.inputs
-        scales = zip(inputs.kept, inputs.shift.tolist(), inputs.scale.tolist(), strict=True)
-        found["scales"] = {f.name: {"transform": f.transform, "shift": a, "scale": b} for f, a, b in scales}
+        found["scales"] = model.inputs.normalizer.to_dict()["features"]
     return found
 
 

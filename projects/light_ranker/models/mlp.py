@@ -14,13 +14,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tml.common.modules.dense_blocks import CrossNetwork
 from tml.common.modules.embedding_tables import LocalTables, ShardedTables
+from tml.common.modules.normalizers import Normalizer
 from tml.projects.light_ranker.config import MlpConfig
 from tml.projects.light_ranker.data.batch import RankerBatch
 from tml.projects.light_ranker.features.spec import FeatureSpec, IdFeature, Side
 from tml.projects.light_ranker.models.bins import Bins
 from tml.projects.light_ranker.models.inputs import DenseInputs
-from tml.projects.light_ranker.models.interactions import CrossInteraction, DotInteraction, build_interaction
+from tml.projects.light_ranker.models.interactions import (
+    DotProducts,
+    FieldWeightedProducts,
+    Interaction,
+    build_interaction,
+)
 from tml.projects.light_ranker.models.join import join_columns
 from tml.projects.light_ranker.models.objective import Objective
 from tml.projects.light_ranker.models.tables import MlpSlots, slot_slices
@@ -43,15 +50,23 @@ class RankerHead(nn.Module):
         slots: what the looked-up rows are.
         config: the `model.mlp` section.
         objective: turns predictions into a loss.
+        normalizer: of the numbers.
         pretrained: rows `[num_rows, D']` of each pretrained feature.
     """
 
-    def __init__(self, slots: MlpSlots, config: MlpConfig, objective: Objective, pretrained: dict[str, Tensor]) -> None:
+    def __init__(
+        self,
+        slots: MlpSlots,
+        config: MlpConfig,
+        objective: Objective,
+        normalizer: Normalizer,
+        pretrained: dict[str, Tensor],
+    ) -> None:
         super().__init__()
         spec = slots.spec
         self.spec, self.slots, self.objective = spec, slots, objective
         self.embedding_dim = config.embedding_dim
-        self.inputs = DenseInputs(spec)
+        self.inputs = DenseInputs(spec, normalizer)
         self.pretrained = nn.ModuleDict(
             {feature.name: _pretrained_table(feature, pretrained[feature.name]) for feature in slots.pretrained}
         )
@@ -61,12 +76,12 @@ class RankerHead(nn.Module):
         num_embeddings = len(slots.own) + len(slots.binned)
         width = num_embeddings * self.embedding_dim + self.inputs.num_columns
         width += sum(rows.shape[1] for rows in pretrained.values())
-        self.interaction = build_interaction(
-            config.interaction, num_embeddings, self.embedding_dim, self.inputs.num_columns, width
-        )
-        self.num_columns = width + getattr(self.interaction, "num_columns", 0)
-        self.hidden = _hidden_layers(self.num_columns, config.hidden_sizes)
         names = [CLICK, WATCH_TIME] if objective.has_watch_time and config.heads == "separate" else [CLICK]
+        self.interaction = build_interaction(
+            config.interaction, num_embeddings, self.embedding_dim, self.inputs.num_columns, width, names
+        )
+        self.num_columns = width + (self.interaction.output_size if isinstance(self.interaction, DotProducts) else 0)
+        self.hidden = _hidden_layers(self.num_columns, config.hidden_sizes)
         self.heads = nn.ModuleDict({name: nn.Linear(config.hidden_sizes[-1], 1) for name in names})
 
     def forward(self, rows: Tensor | None, batch: RankerBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -100,32 +115,38 @@ class RankerHead(nn.Module):
         Returns:
             `click` logits and, if it is learnt, `watch_time`, float32 `[B]` each.
         """
-        return self.predict(self.hidden(self.first_input(rows, slot_mask, continuous, vectors, pretrained or [])))
-
-    def first_input(
-        self, rows: Tensor, slot_mask: Tensor, continuous: Tensor, vectors: Tensor, pretrained: list[Tensor]
-    ) -> Tensor:
-        """The input `[B, X]` of the hidden layers; arguments as in `forward_rows`."""
         embeddings = self._blocks.pool(rows, slot_mask, self._mask_slots)
         others = [
             _pooled(feature, values, slot_mask, self._mask_slots)
-            for feature, values in zip(self.slots.pretrained, pretrained, strict=True)
+            for feature, values in zip(self.slots.pretrained, pretrained or [], strict=True)
         ]
         numbers = self.inputs(continuous, vectors)
         parts = [embeddings.flatten(1), *others, numbers]
-        if isinstance(self.interaction, DotInteraction):
+        if isinstance(self.interaction, DotProducts):
             parts.append(self.interaction(embeddings, numbers))
         x = join_columns(parts)
-        return self.interaction(x) if isinstance(self.interaction, CrossInteraction) else x
+        if isinstance(self.interaction, CrossNetwork):
+            x = self.interaction(x)
+        products = None
+        if isinstance(self.interaction, FieldWeightedProducts):
+            products = self.interaction(x[:, : embeddings[0].numel()])
+        return self.predict(self.hidden(x), products)
 
-    def predict(self, hidden: Tensor) -> dict[str, Tensor]:
-        """Outputs of the heads from the last hidden layer `[B, H]`, always computed in float32."""
+    def predict(self, hidden: Tensor, products: Tensor | None = None) -> dict[str, Tensor]:
+        """Outputs of the heads `[B]` each, always computed in float32.
+
+        Args:
+            hidden: the last hidden layer `[B, H]`.
+            products: what field-weighted products add `[B]`.
+        """
         # bfloat16 would leave a logit two or three digits.
         with torch.autocast(hidden.device.type, enabled=False):
             weight = torch.cat([head.weight for head in self.heads.values()])
             bias = torch.cat([head.bias for head in self.heads.values()])
             columns = nn.functional.linear(hidden.float(), weight, bias).unbind(1)
         found = dict(zip(self.heads, columns, strict=True))
+        if isinstance(self.interaction, FieldWeightedProducts) and products is not None:
+            found = {name: found[name] + factor * products for name, factor in self.interaction.factors.items()}
         if self.objective.has_watch_time and WATCH_TIME not in found:
             found[WATCH_TIME] = found[CLICK]
         return found
@@ -137,8 +158,8 @@ class RankerHead(nn.Module):
         widths += [(f.name, f.side, self.pretrained[f.name].embedding_dim) for f in self.slots.pretrained]
         sides = {feature.name: feature.side for feature in self.spec.features}
         widths += [(name, sides[name], 1) for name in self.inputs.names]
-        if isinstance(self.interaction, DotInteraction):
-            widths.append(("#interaction", "both", self.interaction.num_columns))
+        if isinstance(self.interaction, DotProducts):
+            widths.append(("#interaction", "both", self.interaction.output_size))
         parts, start = [], 0
         for name, side, width in widths:
             parts.append(InputPart(name, side, slice(start, start + width)))
@@ -206,7 +227,7 @@ class MlpRanker(nn.Module):
         return self.head.hidden
 
     @property
-    def interaction(self) -> DotInteraction | CrossInteraction | None:
+    def interaction(self) -> Interaction | None:
         """Products of features, if any."""
         return self.head.interaction
 

@@ -16,6 +16,7 @@ from tml.projects.light_ranker.models.bins import Bins
 MODELS = {
     "mlp": {"mlp": {}},
     "dot": {"mlp": {"interaction": {"kind": "dot"}, "hidden_sizes": [16]}},
+    "fwfm": {"mlp": {"interaction": {"kind": "fwfm"}, "hidden_sizes": [16]}},
     "cross": {"mlp": {"interaction": {"kind": "cross"}, "hidden_sizes": [16, 8]}},
     "single_output": {"mlp": {"heads": "single_output", "hidden_sizes": [8]}},
     "lolly_lr": {"lolly_lr": {"input_size_bits": 10}},

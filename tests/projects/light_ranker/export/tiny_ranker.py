@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from tml.common.modules.normalizers import Normalizer
 from tml.core.config.loading import load_config
 from tml.projects.light_ranker.calibration import Calibration
 from tml.projects.light_ranker.config import LightRankerConfig
@@ -17,7 +18,6 @@ from tml.projects.light_ranker.features.config import FeatureConfig
 from tml.projects.light_ranker.features.encoder import Encoder
 from tml.projects.light_ranker.features.vocabulary import Vocabulary
 from tml.projects.light_ranker.models.build import build_model, build_slots
-from tml.projects.light_ranker.models.inputs import Scale
 
 FEATURES = """
 features:
@@ -43,7 +43,6 @@ VOCABULARIES = {
     "tweet": [101, 7, 2**40, 33],
     "topics": ["cats", "dogs", "news"],
 }
-NUMBERS = ("age", "likes", "hour", "rate")
 ISOTONIC = {"click": {"x": [0.05, 0.2, 0.2, 0.4, 0.6, 0.97], "y": [0.0, 0.1, 0.15, 0.15, 0.7, 1.0]}}
 USER = {"country": "nl", "user_id": 5, "interests": ["cats", "tea"], "age": 31.0, "taste": [0.5, -1.0]}
 CANDIDATES = [
@@ -80,8 +79,11 @@ def build(encoder: Encoder, model: dict, **loss):
     config = LightRankerConfig.model_validate(settings)
     boundaries = {"age": [0, 20, 30, 40, 90], "likes": [0, 1, 3, 100, 1e4], "rate": [0, 0.25, 0.5, 0.75, 1]}
     boundaries |= {"hour": [0.0, 6.0, 12.0]} if "lolly_lr" in model else {}
+    places = torch.arange(len(encoder.spec.continuous), dtype=torch.float64)
+    names = [feature.name for feature in encoder.spec.continuous]
+    transforms = [feature.transform for feature in encoder.spec.continuous]
     calibration = Calibration(
-        scales={name: Scale(0.5 * place, 2.0 + place) for place, name in enumerate(NUMBERS)},
+        normalizer=Normalizer(names, transforms, 0.5 * places, 2.0 + places, 1.0 + places),
         boundaries={name: [float(edge) for edge in edges] for name, edges in boundaries.items()},
         fingerprint="tiny",
     )
