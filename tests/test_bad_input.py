@@ -247,8 +247,11 @@ def test_10_a_warm_start_from_another_model_lists_what_does_not_fit(small, fault
     user, tweet = tables(small)
     tweet["optimizer"] = {"sgd": {"learning_rate": 0.1}}
     message = fault(merged(other, {"model": {"embeddings": {"tables": [user, tweet]}}}))
-    assert "tables.tweet.weight" in message
-    assert "tables.user.momentum1" in message
+    assert (
+        "only in the model: ['tables.tweet.weight', 'tables.user.momentum1', 'tables.user.weight']; "
+        "only in the checkpoint: ['" in message
+    )
+    assert "'tables.user+tweet.momentum1', 'tables.user+tweet.weight']" in message
     message = fault(merged(other, {"training": {"initial_checkpoint_dir": str(tmp_path / "nowhere")}}))
     assert str(tmp_path / "nowhere") in message
 

@@ -112,11 +112,13 @@ class Checkpoint:
         missing, unexpected = sorted(set(wanted) - set(saved)), sorted(set(saved) - set(wanted))
         different = [name for name in sorted(set(wanted) & set(saved)) if wanted[name] != saved[name]]
         if absent or missing or unexpected or different:
+            # With `only` too: a name that has changed shows only beside the names that nobody asked for.
+            others = sorted(set(self.shapes) - set(views))
             changes = [f"{name}: checkpoint {_shown(saved[name])}, model {_shown(wanted[name])}" for name in different]
             raise CheckpointError(
                 "the checkpoint does not match the model",
                 where=self.folder,
-                limit=f"only in the model: {missing}; only in the checkpoint: {unexpected}; in neither: {absent}; "
+                limit=f"only in the model: {missing}; only in the checkpoint: {others}; in neither: {absent}; "
                 f"different: {changes}",
                 fix="use the config that wrote it, or load part of it by naming the tensors (only=[...])",
             )
