@@ -201,7 +201,14 @@ class EvaluationConfig(BaseConfig):
     ndcg_at: list[Size] = Field(
         default=[1, 3, 5, 10], max_length=16, description="Cut-offs of NDCG, where the data has groups."
     )
-    ece_bins: int = Field(default=15, ge=2, le=1000, description="Bins of the expected calibration error.")
+    metrics: list[Name] = Field(
+        default=[
+            *("total_weight", "num_samples", "rce", "rce_std_err", "nrce", "ctr", "predicted_ctr", "pred_std_dev"),
+            *("accuracy", "precision", "recall", "roc_auc", "unweighted_roc_auc", "pr_auc", "ece", "ece_equal_mass"),
+        ],
+        description="Names of `core/metrics/catalogue.py`. Once there is an isotonic calibration they read the "
+        "calibrated probabilities, and those that change are given with the prefix uncalibrated_ too.",
+    )
 
 
 class LightRankerConfig(BaseConfig):

@@ -2,76 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torchmetrics
-from torch import Tensor, nn
+from torch import Tensor
 
-from tml.common.batch import DataclassBatch
 from tml.common.device import gather_objects
 from tml.common.modules.calibrators import Isotonic
-from tml.core.batch_stream import StopRequest
-from tml.core.custom_training_loop import evaluate
-from tml.core.metrics import Auc, Ctr, NumSamples, Pctr, Rce, TotalWeight, metric_collection
+from tml.core.metrics.catalogue import UNCALIBRATED, UNWEIGHTED, build_metrics, scalars
 from tml.projects.light_ranker.config import EvaluationConfig, LossConfig
 from tml.projects.light_ranker.features.spec import FeatureSpec
 
-# What predictions are kept for: fitting the isotonic calibration.
-Predictions = dict[str, Tensor]
+# Metrics that a calibration changes, up to ties.
+_CALIBRATED = ("rce", "nrce", "predicted_ctr", "pred_std_dev", "roc_auc", "pr_auc", "ece", "ece_equal_mass")
 
 
 class RankerMetrics:
-    """Metrics of a model's outputs, weighted; see `Objective` for the outputs.
+    """Metrics of a model's outputs; see `Objective` for the outputs and `build_metrics` for the names.
 
     Args:
         config: the `evaluation` section.
         loss: the `loss` section, which says what is predicted.
         spec: the features.
         isotonic: calibration of the click; None before there is one.
+
+    Raises:
+        ConfigError: a name is unknown or stands twice.
     """
 
     def __init__(
         self, config: EvaluationConfig, loss: LossConfig, spec: FeatureSpec, isotonic: Isotonic | None = None
     ) -> None:
         self._isotonic = isotonic
-        self._plain = metric_collection(_click_metrics())
-        self._calibrated = metric_collection(_click_metrics()) if isotonic else None
+        names = list(config.metrics)
+        names += [f"ndcg@{k}" for k in config.ndcg_at if spec.has_group]
+        if loss.watch_time_label is not None:
+            names += ["watch_time_mse", "watch_time_mae", "watch_time_mae_seconds"]
+        if isotonic is not None:
+            names += [f"{UNCALIBRATED}{name}" for name in names if name.removeprefix(UNWEIGHTED) in _CALIBRATED]
+        self._metrics = build_metrics(list(dict.fromkeys(names)))
 
     def reset(self) -> None:
         """Forget all rows."""
-        for collection in self._collections():
-            collection.reset()
+        self._metrics.reset()
 
     def update(self, outputs: Mapping[str, Any]) -> None:
         """Add a batch."""
-        self._plain.update(outputs)
-        if self._calibrated is not None:
-            assert self._isotonic is not None
-            self._calibrated.update({**outputs, "probabilities": self._isotonic(outputs["probabilities"])})
+        if self._isotonic is not None:
+            raw = outputs["probabilities"]
+            calibrated = self._isotonic.to(raw.device)(raw)
+            outputs = {**outputs, "probabilities": calibrated, f"{UNCALIBRATED}probabilities": raw}
+        self._metrics.update(outputs)
 
-    def compute(self) -> dict[str, Tensor]:
-        """Metrics by name, reduced over ranks."""
-        found = dict(self._plain.compute())
-        if self._calibrated is not None:
-            found |= {f"calibrated_{name}": value for name, value in self._calibrated.compute().items()}
-        return found
-
-    def _collections(self) -> list[torchmetrics.MetricCollection]:
-        return [one for one in (self._plain, self._calibrated) if one is not None]
-
-
-def evaluate_ranker(
-    model: nn.Module,
-    batches: Iterable[DataclassBatch],
-    metrics: Any,
-    device: torch.device,
-    num_steps: int = -1,
-    stop: StopRequest | None = None,
-) -> dict[str, float]:
-    """Metrics of a model over batches, see `evaluate`."""
-    return evaluate(model, batches, metrics, device, num_steps=num_steps, stop=stop)
+    def compute(self) -> dict[str, float]:
+        """Metrics by name, reduced over ranks; one of many thresholds has a name for each."""
+        return scalars(self._metrics.compute())
 
 
 class KeptPredictions:
@@ -99,14 +85,3 @@ class KeptPredictions:
         parts = gather_objects(mine)
         joined = [torch.cat([part[place] for part in parts]) for place in range(3)]
         return joined[0], joined[1], joined[2]
-
-
-def _click_metrics() -> dict[str, torchmetrics.Metric]:
-    return {
-        "rce": Rce(),
-        "roc_auc": Auc(),
-        "ctr": Ctr(),
-        "predicted_ctr": Pctr(),
-        "num_samples": NumSamples(),
-        "total_weight": TotalWeight(),
-    }

@@ -29,14 +29,14 @@ from tml.common.modules.calibrators import Isotonic, fit_isotonic
 from tml.core.batch_stream import StopRequest
 from tml.core.config import parse_config
 from tml.core.config.training import changeable_paths
-from tml.core.custom_training_loop import TrainLoop, TrainState, open_checkpoints, train
+from tml.core.custom_training_loop import TrainLoop, TrainState, evaluate, open_checkpoints, train
 from tml.core.resume import model_tensors
 from tml.ml_logging import get_logger
 from tml.projects.light_ranker.calibration import Calibration, Sample, load_calibration, require_fresh
 from tml.projects.light_ranker.config import DataConfig, LightRankerConfig
 from tml.projects.light_ranker.data.dataset import RankerDataset, Share, data_files
 from tml.projects.light_ranker.features.spec import FeatureSpec
-from tml.projects.light_ranker.metrics import KeptPredictions, RankerMetrics, evaluate_ranker
+from tml.projects.light_ranker.metrics import KeptPredictions, RankerMetrics
 from tml.projects.light_ranker.models.build import AnySlots, Ranker, build_model, build_slots, unwrapped
 from tml.projects.light_ranker.optimizer import build_optimizers
 
@@ -72,7 +72,7 @@ class RankerRun:
         metrics = RankerMetrics(self.config.evaluation, self.config.loss, self.spec, isotonic)
 
         def measure(stop: StopRequest | None = None) -> dict[str, float]:
-            return evaluate_ranker(self.model, data, metrics, self.device, num_steps, stop)
+            return evaluate(self.model, data, metrics, self.device, num_steps=num_steps, stop=stop)
 
         return measure
 
@@ -132,9 +132,9 @@ def run_training(config: LightRankerConfig, device: torch.device) -> tuple[Ranke
     run = build_run(config, device)
     size = config.train_data.batch_size(world_size())
     data = RankerDataset(config.train_data, run.spec, run.slots, Share(size, config.runtime.seed, rank(), world_size()))
-    evaluate = None
+    measure = None
     if config.validation_data is not None:
-        evaluate = run.evaluator(config.validation_data, num_steps=config.training.num_eval_steps)
+        measure = run.evaluator(config.validation_data, num_steps=config.training.num_eval_steps)
     with open_checkpoints(config.training) as checkpoints:
         state = train(
             TrainLoop(
@@ -145,7 +145,7 @@ def run_training(config: LightRankerConfig, device: torch.device) -> tuple[Ranke
                 config.runtime,
                 device,
                 checkpoints,
-                evaluate=evaluate,
+                evaluate=measure,
                 run_config=config.model_dump(mode="json"),
                 may_change=changeable_paths("", LightRankerConfig),
                 fingerprints={"features": run.spec.fingerprint(), "calibration": run.calibration.digest()},
@@ -179,7 +179,7 @@ def fit_isotonic_phase(run: RankerRun, step: int) -> Isotonic | None:
     if all(gather_objects(known is not None)):
         return known
     kept = KeptPredictions()
-    evaluate_ranker(run.model, data, kept, run.device)
+    evaluate(run.model, data, kept, run.device)
     probabilities, labels, weights = (values.numpy() for values in kept.rows())
     num_bins = min(config.isotonic.num_bins, int((weights > 0).sum()))
     fitted = fit_isotonic(probabilities, labels, weights, num_bins)

@@ -13,7 +13,7 @@ from tml.ml_logging import get_logger
 
 logger = get_logger(__name__)
 
-_SHOWN = ("rce", "calibrated_rce", "roc_auc", "pr_auc", "ece", "calibrated_ece", "watch_time_mse", "ndcg@10", "loss")
+_SHOWN = ("rce", "uncalibrated_rce", "roc_auc", "pr_auc", "ece", "uncalibrated_ece", "watch_time_mse", "ndcg@10")
 
 
 def report_metrics(save_dir: str, split: str, step: int, metrics: Mapping[str, float]) -> None:

@@ -61,7 +61,8 @@ def build_model(
         A model on one CPU rank; else it is inside a `ShardedModel`, or `DistributedDataParallel` if it has no tables.
     """
     seed = config.runtime.seed
-    objective = Objective(config.loss, slots.spec)
+    section = config.model.lolly_lr
+    objective = Objective(config.loss, slots.spec, section.replicate_label if section else None)
     alone = local or (device.type == "cpu" and world_size() == 1)
     if isinstance(slots, LollySlots):
         return _replicated(_lolly(config, slots, objective), device, alone)

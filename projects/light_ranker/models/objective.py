@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tml.common.device import world_size
 from tml.common.errors import ConfigError
+from tml.core.losses.lolly import lolly_logit
 from tml.core.losses.ranking import RankingLossType, build_ranking_loss
 from tml.projects.light_ranker.config import LossConfig
 from tml.projects.light_ranker.data.batch import RankerBatch
@@ -28,14 +29,19 @@ class Objective(nn.Module):
     Args:
         config: the `loss` section.
         spec: says where each label lies.
+        replicate_label: label with another model's score, 0 to 100. Its logit is then learnt and nothing else, by the
+            plain squared error over all rows, whatever their weights.
 
     Raises:
         ConfigError: a label is unknown or of the wrong kind, or a ranking loss lacks groups.
     """
 
-    def __init__(self, config: LossConfig, spec: FeatureSpec) -> None:
+    def __init__(self, config: LossConfig, spec: FeatureSpec, replicate_label: str | None = None) -> None:
         super().__init__()
         self.config = config
+        self._scores = None
+        if replicate_label is not None:
+            self._scores = label_place(spec, replicate_label, "model.lolly_lr.replicate_label", "nonnegative")
         self._click = label_place(spec, config.click_label, "loss.click_label", "binary")
         self._watch_time = None
         if config.watch_time_label is not None:
@@ -46,6 +52,11 @@ class Objective(nn.Module):
                 fix="name a group column in features.yaml and prepare the data again, or leave the ranking loss out",
             )  # fmt: skip
         self._ranking = build_ranking_loss(RankingLossType(config.ranking.kind)) if config.ranking else None
+
+    @property
+    def click_place(self) -> int:
+        """The column of the click among the labels."""
+        return self._click
 
     @property
     def has_watch_time(self) -> bool:
@@ -63,21 +74,30 @@ class Objective(nn.Module):
             A scalar whose mean over ranks is the loss of the global batch; and `logits`, `probabilities`, `labels`,
             `weights`, `groups`, `watch_time_prediction` and `watch_time_label` (log1p seconds) of real rows.
         """
+        loss = (
+            self._replication(predictions["click"], batch)
+            if self._scores is not None
+            else self._loss(predictions, batch)
+        )
+        return loss, {} if self.training else self._outputs(predictions, batch)
+
+    def _loss(self, predictions: dict[str, Tensor], batch: RankerBatch) -> Tensor:
         logits, labels = predictions["click"], batch.labels[:, self._click]
-        share = batch.weight * (world_size() / _global_weight(batch.weight))
+        share = batch.weight * (world_size() / _global_sum(batch.weight))
         loss = self.config.alpha * (F.binary_cross_entropy_with_logits(logits, labels, reduction="none") * share).sum()
         if self._watch_time is not None:
             target = batch.labels[:, self._watch_time]
             target = target.log1p() if self.config.watch_time_loss == "log1p_mse" else target
             loss = loss + self.config.beta * ((predictions["watch_time"] - target).square() * share).sum()
-        if self.config.ranking is not None:
+        if self.config.ranking is not None and self._ranking is not None:
             # A rank's mean over its own groups: cutting a batch elsewhere cuts other groups in two.
-            loss = loss + self.config.ranking.weight * self._ranking_loss(logits, labels, batch)
-        return loss, {} if self.training else self._outputs(predictions, batch)
+            loss = loss + self.config.ranking.weight * self._ranking(logits, labels, batch.group, batch.weight)
+        return loss
 
-    def _ranking_loss(self, logits: Tensor, labels: Tensor, batch: RankerBatch) -> Tensor:
-        assert self._ranking is not None
-        return self._ranking(logits, labels, batch.group, batch.weight)
+    def _replication(self, logits: Tensor, batch: RankerBatch) -> Tensor:
+        is_real = batch.is_real.to(logits.dtype)
+        share = is_real * (world_size() / _global_sum(is_real))
+        return ((logits - lolly_logit(batch.labels[:, self._scores])).square() * share).sum()
 
     def _outputs(self, predictions: dict[str, Tensor], batch: RankerBatch) -> dict[str, Tensor]:
         logits = predictions["click"]
@@ -88,6 +108,8 @@ class Objective(nn.Module):
             "weights": batch.weight,
             "groups": batch.group,
         }
+        if self._scores is not None:
+            outputs["lolly_probabilities"] = batch.labels[:, self._scores] / 100.0
         if self._watch_time is not None:
             outputs["watch_time_prediction"] = self._log_seconds(predictions["watch_time"])
             outputs["watch_time_label"] = batch.labels[:, self._watch_time].log1p()
@@ -115,8 +137,8 @@ def label_place(spec: FeatureSpec, name: str, where: str, kind: str) -> int:
     )
 
 
-def _global_weight(weight: Tensor) -> Tensor:
-    total = weight.sum()
+def _global_sum(values: Tensor) -> Tensor:
+    total = values.sum()
     if world_size() > 1:
         dist.all_reduce(total)
     return torch.where(total > 0, total, 1.0)
