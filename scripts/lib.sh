@@ -26,6 +26,43 @@ find_python() { # the first Python that is new enough; TML_PYTHON overrides
     "fix: install Python 3.11, or name one with TML_PYTHON=/path/to/python3.11"
 }
 
+make_venv() { # make_venv FOLDER: an empty environment, unless there is one
+  local python
+  if [ -x "$1/bin/python" ]; then return; fi
+  python=$(find_python)
+  echo "making $1 with $("$python" --version)"
+  "$python" -m venv "$1" || die "python cannot make a virtual environment" "fix: install its venv module (Debian: apt install python3-venv)"
+}
+
+pip_install() { # pip_install VENV ARGUMENT...
+  local venv=$1
+  shift
+  "$venv/bin/python" -m pip install -qq --disable-pip-version-check "$@"
+}
+
+install_cpu_torch() { # install_cpu_torch VENV VERSION [OPTION...]: the index that pip uses by default has the CUDA build on Linux
+  local venv=$1 version=$2 index=${TML_TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
+  shift 2
+  if [ -z "${TML_TORCH_INDEX:-}" ] && pip_install "$venv" "$@" "torch==$version+cpu" 2>/dev/null; then return; fi
+  pip_install "$venv" "$@" --index-url "$index" "torch==$version" ||
+    die "the CPU build of torch $version cannot be fetched" "where: $index" \
+      "fix: set TML_TORCH_INDEX to an index that has it, or PIP_FIND_LINKS to a folder with its wheel"
+}
+
+peer_venv() { # peer_venv VENV MODULES PACKAGE...: the environment of what a benchmark compares tml with; does nothing when that is done
+  local venv=$1 modules=$2 stamp=$1/.stamp package
+  shift 2
+  if [ "$(cat "$stamp" 2>/dev/null)" = "$*" ]; then return; fi
+  make_venv "$venv"
+  echo "installing $1 into $venv"
+  for package in "$@"; do
+    case $package in torch==*) install_cpu_torch "$venv" "${package#torch==}" ;; esac
+  done
+  pip_install "$venv" "$@" || die "$1 cannot be installed" "fix: see pip's message above"
+  "$venv/bin/python" -c "import $modules" || die "$modules: cannot be imported in $venv" "fix: delete $venv and try again"
+  echo "$*" >"$stamp"
+}
+
 choose_device() { # cpu or cuda: TML_DEVICE, or what the machine has
   case "${TML_DEVICE:-}" in
   cpu | cuda) echo "$TML_DEVICE" ;;

@@ -20,7 +20,7 @@ stamp=$venv/.tml-stamp
 part=${1:-all}
 
 stamp_text() { # what the environment was made from
-  echo "$device $PWD $(cat "$lock" scripts/setup.sh "${@:-pyproject.toml}" | sha256)"
+  echo "$device $PWD $(cat "$lock" scripts/setup.sh scripts/lib.sh "${@:-pyproject.toml}" | sha256)"
 }
 
 wanted=$(if [ "$part" = packages ]; then stamp_text /dev/null; else stamp_text; fi)
@@ -33,19 +33,8 @@ if [ -e "$venv" ] && [ ! -w "$venv" ]; then
     "fix: in Docker, scripts/build_images.sh; elsewhere, set TML_VENV to a folder of your own"
 fi
 
-install() { # pip without following requirements: the lock is complete, and torchrec's own would pull in CUDA
-  "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-deps --no-compile "$@"
-}
-
-install_cpu_torch() { # the index that pip uses by default has the CUDA build on Linux under the same version
-  local version
-  version=$(sed -n 's/^torch==//p' "$lock")
-  if [ -z "${TML_TORCH_INDEX:-}" ] && install "torch==$version+cpu" 2>/dev/null; then return; fi
-  local index=${TML_TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
-  install --index-url "$index" "torch==$version" ||
-    die "the CPU build of torch $version cannot be fetched" "where: $index" \
-      "fix: set TML_TORCH_INDEX to an index that has it, or PIP_FIND_LINKS to a folder with its wheel"
-}
+# Without following requirements: the lock is complete, and torchrec's own would pull in CUDA.
+options=(--no-deps --no-compile)
 
 check_build() { # a CUDA torch under the CPU lock (or the other way round) makes fbgemm fail at import in words nobody understands
   local built
@@ -60,18 +49,15 @@ check_build() { # a CUDA torch under the CPU lock (or the other way round) makes
 if [ -f "$stamp" ] && [ "$(cut -d ' ' -f 1 "$stamp")" != "$device" ]; then
   rm -rf "${venv:?}"/* # the two devices' packages overwrite each other's files
 fi
-if [ ! -x "$venv/bin/python" ]; then
-  python=$(find_python)
-  echo "making $venv with $("$python" --version)"
-  "$python" -m venv "$venv" || die "python cannot make a virtual environment" "fix: install its venv module (Debian: apt install python3-venv)"
-fi
+make_venv "$venv"
 echo "$device unfinished" >"$stamp"
 echo "installing $(grep -c == "$lock") packages from $lock (the first time takes some minutes)"
-if [ "$device" = cpu ]; then install_cpu_torch; fi
-install -r "$lock" || die "pip could not install $lock" "fix: see pip's message above; the packages come from pip's configured index"
+if [ "$device" = cpu ]; then install_cpu_torch "$venv" "$(sed -n 's/^torch==//p' "$lock")" "${options[@]}"; fi
+pip_install "$venv" "${options[@]}" -r "$lock" ||
+  die "pip could not install $lock" "fix: see pip's message above; the packages come from pip's configured index"
 check_build
 if [ "$part" = all ]; then
-  install --no-build-isolation --editable .
+  pip_install "$venv" "${options[@]}" --no-build-isolation --editable .
   echo "$venv is ready ($device); try: $venv/bin/tml doctor"
 fi
 echo "$wanted" >"$stamp"

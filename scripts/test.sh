@@ -25,7 +25,7 @@ ln -sfn .. .import_root/tml
 MYPYPATH=.import_root mypy -p tml.core -p tml.common
 
 heading "shellcheck"
-shellcheck scripts/*.sh projects/*/scripts/*.sh .ci/run
+shellcheck scripts/*.sh projects/*/scripts/*.sh benchmarks/*/*.sh .ci/run
 
 heading "pytest"
 exec python -m pytest "$@"

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = sorted([*ROOT.glob("scripts/*.sh"), *ROOT.glob("projects/*/scripts/*.sh"), ROOT / ".ci" / "run"])
+SCRIPTS = sorted([
+    *ROOT.glob("scripts/*.sh"), *ROOT.glob("projects/*/scripts/*.sh"), *ROOT.glob("benchmarks/*/*.sh"),
+    ROOT / ".ci" / "run",
+])  # fmt: skip
 
 # A Python that makes environments with nothing but itself in them, and writes down what pip was asked for.
 FAKE_PYTHON = """\
@@ -20,6 +23,7 @@ case "$*" in
 --version) echo Python 3.11.0 ;;
 "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
 "-c import torch.version"*) echo "${FAKE_BUILD:-cpu}" ;;
+"-c import "*) exit "${FAKE_NO_IMPORT:-0}" ;;
 "-m pip install "*)
   echo "$*" >>"$FAKE_LOG"
   case "$*" in *"+cpu"*) exit "${FAKE_NO_LOCAL_TORCH:-0}" ;; esac
@@ -55,6 +59,11 @@ class FakeMachine:
             "TML_PYTHON": str(self.python), "TML_VENV": str(self.venv), "TML_DEVICE": "cpu", "FAKE_LOG": str(self.log),
         }  # fmt: skip
         return run("scripts/setup.sh", *arguments, **{**settings, **variables})
+
+    def setup_peer(self, script: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        self.log.write_text("")
+        venvs = {f"TML_VENV_{peer}": str(self.venv) for peer in ("PBG", "KERAS")}
+        return run(script, **{"TML_PYTHON": str(self.python), "FAKE_LOG": str(self.log), **venvs, **variables})
 
     def pip_calls(self) -> list[str]:
         return self.log.read_text().splitlines()
@@ -206,6 +215,25 @@ def test_packages_alone_are_not_taken_for_the_whole(machine: FakeMachine) -> Non
     assert not any("--editable" in call for call in machine.pip_calls())
     machine.setup()
     assert any("--editable" in call for call in machine.pip_calls())
+
+
+def test_the_environment_of_pbg_has_the_cpu_build_of_torch_before_anything_that_needs_it(machine: FakeMachine) -> None:
+    done = machine.setup_peer("benchmarks/twhin_vs_pbg/setup_pbg.sh")
+    assert done.returncode == 0, done.stderr
+    first, second = machine.pip_calls()
+    assert first.endswith("install -qq --disable-pip-version-check torch==2.13.0+cpu")
+    assert " torchbiggraph==1.0.0 torch==2.13.0 setuptools<81 " in second
+
+
+def test_the_environment_of_a_peer_is_made_once_and_not_taken_for_ready_before_it_works(machine: FakeMachine) -> None:
+    script = "benchmarks/light_ranker_vs_keras/setup_keras.sh"
+    done = machine.setup_peer(script, FAKE_NO_IMPORT="1")
+    assert done.returncode == 1
+    assert "error: keras, pyarrow, tensorflow: cannot be imported" in done.stderr
+    assert machine.setup_peer(script).returncode == 0
+    assert " tensorflow-cpu==2.21.0 " in machine.pip_calls()[0]
+    assert machine.setup_peer(script).returncode == 0
+    assert machine.pip_calls() == []
 
 
 @pytest.mark.parametrize("venv", ["relative", "/absolute"])
