@@ -10,13 +10,14 @@ import torch
 from tml.common.errors import ConfigError
 from tml.common.modules.calibrators import Isotonic
 from tml.core.config.base_config import did_you_mean
+from tml.core.custom_training_loop import evaluate
 from tml.projects.light_ranker.config import TrainDataConfig
 from tml.projects.light_ranker.data.batch import RankerBatch
 from tml.projects.light_ranker.data.dataset import Share, open_reader
 from tml.projects.light_ranker.features.encoder import EncodedRows
 from tml.projects.light_ranker.importance import Columns, Evaluate
 from tml.projects.light_ranker.in_memory import batch_in_memory
-from tml.projects.light_ranker.metrics import RankerMetrics, evaluate_ranker
+from tml.projects.light_ranker.metrics import RankerMetrics
 from tml.projects.light_ranker.phases import TrainedRanker
 
 
@@ -53,21 +54,19 @@ class HeldOutRows:
     def measure(self, metric: str) -> Evaluate:
         """A function from columns to the model's metric on them."""
 
-        def evaluate(columns: Columns) -> float:
+        def performance(columns: Columns) -> float:
             found = self.metrics(columns)
             if metric not in found:
                 raise ConfigError(f"unknown metric{did_you_mean(metric, found)}", where="--metric", value=metric)
             return found[metric]
 
-        return evaluate
+        return performance
 
     def metrics(self, columns: Columns) -> dict[str, float]:
         """All metrics of the model on columns such as `self.columns`."""
         config, model = self._trained.config, self._trained.model
         metrics = RankerMetrics(config.evaluation, config.loss, self._trained.spec, self._isotonic)
-        return evaluate_ranker(
-            model, self._batches(columns, config.evaluation.batch_size), metrics, torch.device("cpu")
-        )
+        return evaluate(model, self._batches(columns, config.evaluation.batch_size), metrics, torch.device("cpu"))
 
     def _batches(self, columns: Columns, batch_size: int) -> Iterator[RankerBatch]:
         num_rows = len(columns["w"])

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from tml.common.device import rank
 from tml.common.errors import ConfigError
 from tml.core.session import run_main
+from tml.ml_logging import rank
 from tml.projects.light_ranker.argument_params import params_of
 from tml.projects.light_ranker.arguments import Arguments, parse_arguments
 from tml.projects.light_ranker.trainer import DataRecordTrainer
@@ -52,10 +52,10 @@ def train(arguments: Arguments) -> int:
     if source is None:
         raise ConfigError("--train_data_path is missing", fix="give a prepared folder, a table or block files")
     model = DataRecordTrainer(params_of(arguments)).train(source, evaluation)
-    metrics = model.evaluate() if evaluation is not None else {}
+    # The process group is gone by now; the launcher's rank is not.
     if rank() == 0:
         folder = model.export_for_serving(arguments.get("export_dir"))
-        shown = {name: value if math.isfinite(value) else None for name, value in sorted(metrics.items())}
+        shown = {name: value if math.isfinite(value) else None for name, value in sorted(model.metrics.items())}
         print(json.dumps({"metrics": shown, "export": str(folder)}))
     return 0
 

@@ -6,7 +6,8 @@
     model.predict({"user_id": [1, 1], "tweet_id": [7, 8]})["click"]
     model.export_for_serving()
 
-It goes the way of `run.py`, on one process: the same config, folder, phases and resume.
+It goes the way of `run.py`: the same config, folder, phases and resume. Under torchrun every rank trains, on prepared
+data; the model that is returned lives on each rank by itself.
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from tml.common.device import rank, world_size
 from tml.common.errors import ConfigError, LaunchError
 from tml.common.modules.calibrators import Isotonic
 from tml.common.tracking.record import ExperimentRecord
 from tml.core.config import parse_config
 from tml.core.config.base_config import did_you_mean
+from tml.core.custom_training_loop import evaluate
 from tml.core.session import runtime_session
+from tml.machines.environment import task_environment
 from tml.projects.light_ranker.config import LightRankerConfig, TrainDataConfig
-from tml.projects.light_ranker.data.dataset import Share, open_reader
+from tml.projects.light_ranker.data.dataset import RankerDataset, Share, open_reader
 from tml.projects.light_ranker.features.encoder import Encoder
 from tml.projects.light_ranker.features.spec import FeatureSpec
 from tml.projects.light_ranker.in_memory import batch_in_memory
+from tml.projects.light_ranker.metrics import RankerMetrics
 from tml.projects.light_ranker.phases import (
     EXPORT,
     TrainedRanker,
@@ -41,7 +44,7 @@ from tml.projects.light_ranker.phases import (
     load_trained,
     run_training,
 )
-from tml.projects.light_ranker.run import run_evaluation
+from tml.projects.light_ranker.report import report_metrics
 from tml.projects.light_ranker.training_data import DataSource, PreparedData, RawDataOptions, prepared_data
 
 Data: TypeAlias = str | os.PathLike[str] | pa.Table | DataSource
@@ -141,8 +144,13 @@ class DataRecordTrainer:
                     "training was interrupted", where=config.training.save_dir, value=state.stop_reason,
                     fix="call train again: it continues",
                 )  # fmt: skip
-            fit_isotonic_phase(run, state.step if state.best_step is None else state.best_step)
-        return LightRanker(config)
+            step = state.step if state.best_step is None else state.best_step
+            isotonic = fit_isotonic_phase(run, step)
+            metrics = {}
+            if config.validation_data is not None:
+                metrics = run.evaluator(config.validation_data, isotonic)()
+                report_metrics(config.training.save_dir, "validation", step, metrics)
+        return LightRanker(config, metrics)
 
     def config(self, train_data: DataSource, eval_data: DataSource | None) -> LightRankerConfig:
         """The run's config; prepares the data if it is raw."""
@@ -159,10 +167,12 @@ class LightRanker:
 
     Args:
         config: of its run.
+        metrics: of the evaluation rows at the end of training; empty without such rows.
     """
 
-    def __init__(self, config: LightRankerConfig) -> None:
+    def __init__(self, config: LightRankerConfig, metrics: Mapping[str, float] | None = None) -> None:
         self.config = config
+        self.metrics = dict(metrics or {})
         self._trained: TrainedRanker | None = None
         self._encodes: Encoder | None = None
 
@@ -176,9 +186,22 @@ class LightRanker:
         return cls(load_trained(Path(model_dir)).config)
 
     def evaluate(self) -> dict[str, float]:
-        """Metrics of the test rows, or else of the evaluation rows; the click's also as `calibrated_...`."""
-        with runtime_session(self.config.runtime, self.config.training.save_dir) as device:
-            return run_evaluation(self.config, device)
+        """Metrics of the test rows, or else of the evaluation rows, on the CPU.
+
+        Those of the click are of calibrated probabilities; the same without are called `uncalibrated_...`.
+
+        Raises:
+            ConfigError: the run has no such rows.
+        """
+        trained = self._load()
+        section = self.config.test_data or self.config.validation_data
+        if section is None:
+            raise ConfigError("the run has no rows to evaluate", where=self.config.training.save_dir,
+                              fix="train with eval_data")  # fmt: skip
+        isotonic = None if trained.isotonic is None else Isotonic.from_dict(trained.isotonic["click"])
+        metrics = RankerMetrics(self.config.evaluation, self.config.loss, trained.spec, isotonic)
+        data = RankerDataset(section, trained.spec, trained.model.slots, Share(self.config.evaluation.batch_size))
+        return evaluate(trained.model, data, metrics, torch.device("cpu"))
 
     def predict(self, table: Columns | pa.Table) -> dict[str, np.ndarray]:
         """Scores of raw rows.
@@ -269,8 +292,9 @@ def run_config(params: TrainerParams, data: PreparedData) -> LightRankerConfig:
 
 def _steps_per_epoch(section: dict[str, Any], spec: FeatureSpec) -> int:
     config = parse_config(TrainDataConfig, section, "train_data")
-    share = Share(config.batch_size(world_size()), 0, rank(), world_size())
-    return max(1, open_reader(config, spec, share).steps_per_epoch)
+    # The process group is not there yet; the launcher knows.
+    batch_size = config.batch_size(task_environment().world_size)
+    return max(1, open_reader(config, spec, Share(batch_size)).steps_per_epoch)
 
 
 def _model_section(params: TrainerParams) -> dict[str, Any]:

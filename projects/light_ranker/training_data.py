@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from tml.common.device import world_size
 from tml.common.errors import ConfigError, DataError
 from tml.common.filesystem import atomic_write, exists, open_file
 from tml.core.config import load_config
+from tml.machines.environment import task_environment
 from tml.ml_logging import get_logger
 from tml.projects.light_ranker.data.files import DateRange, FilesList, cached_files, find_files, keep_files
 from tml.projects.light_ranker.features.config import EARLYBIRD_WEIGHTS, FeatureConfig
@@ -193,9 +193,10 @@ def _overlap(where: str) -> ConfigError:
 
 
 def _from_raw(train: DataSource, evaluation: DataSource | None, work: Path, options: RawDataOptions) -> PreparedData:
-    if world_size() > 1:
+    num_ranks = task_environment().world_size
+    if num_ranks > 1:
         raise ConfigError(
-            "raw data is prepared by one process", where=f"{world_size()} ranks",
+            "raw data is prepared by one process", where=f"{num_ranks} ranks",
             fix="prepare it first with `tml light-ranker prepare`, and give the prepared folder",
         )  # fmt: skip
     overlaps = evaluation is not None and _is_same(train, evaluation)

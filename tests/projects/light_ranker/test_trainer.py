@@ -73,8 +73,11 @@ def test_a_trained_model_is_measured_on_the_evaluation_rows(model, data):
     assert metrics["roc_auc"] > 0.75
     table = pq.read_table(data / "eval.parquet")
     scores = model.predict(table)
-    assert metrics["roc_auc"] == pytest.approx(roc_auc_score(table["click"].to_numpy(), scores["click_raw"]), abs=1e-6)
-    assert metrics["calibrated_rce"] > 0
+    clicked = table["click"].to_numpy()
+    assert metrics["uncalibrated_roc_auc"] == pytest.approx(roc_auc_score(clicked, scores["click_raw"]), abs=1e-6)
+    assert metrics["roc_auc"] == pytest.approx(roc_auc_score(clicked, scores["click"]), abs=1e-6)
+    assert metrics["rce"] > metrics["uncalibrated_rce"] > 0
+    assert metrics["roc_auc"] == pytest.approx(model.metrics["roc_auc"], abs=1e-9)
 
 
 def test_the_model_answers_for_raw_rows(model):
