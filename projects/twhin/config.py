@@ -14,8 +14,8 @@ from tml.core.optimizers.config import OptimizerConfig
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
-# A pair of a relation and a row is told from others by one int64 (data/masks.py).
-MAX_ROWS, MAX_RELATIONS = 2**40, 2**22
+# A pair of a relation and a row is told from others by one int64 (data/masks.py, evaluation/known_edges.py).
+MAX_ROWS, MAX_RELATIONS = 2**40, 2**23
 
 
 class TableConfig(BaseConfig):

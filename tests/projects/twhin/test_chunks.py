@@ -157,7 +157,7 @@ def test_masks_equal_brute_force(num_in_batch: int) -> None:
 def test_masks_of_the_largest_ids_and_relations_that_a_config_allows_equal_brute_force() -> None:
     rng = np.random.default_rng(0)
     other, own, candidates = (2**40 - 1 - rng.integers(0, 3, (50, size)) for size in (6, 6, 9))
-    rel, filled = 2**22 - 1 - rng.integers(0, 2, (50, 6)), rng.random((50, 6)) < 0.9
+    rel, filled = 2**23 - 1 - rng.integers(0, 2, (50, 6)), rng.random((50, 6)) < 0.9
     found = np.zeros((50, 6, 9), dtype=bool)
     found.ravel()[masked_places(ChunkNodes(other, rel, own, filled), candidates, np.ones((50, 9), bool))] = True
     same_query = (other[:, :, None] == other[:, None]) & (rel[:, :, None] == rel[:, None]) & filled[:, None]
