@@ -55,11 +55,11 @@ The first column numbers the rows of the list of faults in the project's require
 33 projects/twhin/test_ranks.py::test_two_ranks_equal_one_rank
 34 common/test_reader_faults.py::test_one_row_group_feeds_all_ranks
 35 test_bad_input.py::test_35_duplicate_edges_and_self_loops_train
-35 projects/twhin/test_convert.py::test_duplicates_and_self_loops_stay_unless_filtered
+35 projects/twhin/test_convert_output.py::test_duplicates_and_self_loops_stay_unless_filtered
 37 projects/twhin/test_convert_faults.py::test_bad_line_fails_with_file_line_number_and_content
 37 projects/twhin/test_convert_faults.py::test_bad_line_is_skipped_and_counted_on_request
 37 projects/twhin/test_convert_restart.py::test_killed_midway_then_restarted_gives_the_same_bytes
-38 projects/twhin/test_convert.py::test_ids_unseen_in_train_are_dropped_and_counted_never_mapped_to_row_0
+38 projects/twhin/test_convert_output.py::test_ids_unseen_in_train_are_dropped_and_counted_never_mapped_to_row_0
 38 test_bad_input.py::test_38_a_vocabulary_that_does_not_fit_or_changed_is_refused
 39 projects/twhin/test_evaluation.py::test_metric_on_an_empty_split_is_an_error
 39 projects/twhin/test_evaluation.py::test_ties_get_the_mean_of_optimistic_and_pessimistic_rank

@@ -70,7 +70,7 @@ B34 core/test_config_loading.py::test_42_unset_variable_names_variable_path_and_
 B35 test_original_bugs.py::test_b35_nothing_closed_or_heavy_is_imported_by_the_way
 B36 test_original_bugs.py::test_b36_imports_point_down
 B37 test_original_bugs.py::test_b37_no_test_is_empty
-B37 projects/twhin/test_learning.py::test_loss_and_update_of_one_step_equal_the_definition
+B37 projects/twhin/test_one_step.py::test_loss_and_update_of_one_step_equal_the_definition
 B37 projects/twhin/test_ranks.py::test_two_ranks_equal_one_rank
 B38 test_doctor.py::test_the_locks_pin_a_working_triple
 B38 test_scripts.py::test_scripts_are_executable_and_stop_at_errors

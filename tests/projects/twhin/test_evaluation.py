@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -13,63 +12,24 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from tests.distributed import RankFailure, run_ranks
-from tests.projects.twhin.tiny import pair_scores_of_lhs
-from tml.common.errors import ConfigError, DataError, NonFiniteError
-from tml.projects.twhin.data.edges import EdgeArrays, concatenate, take
-from tml.projects.twhin.evaluation import (
-    DictSource,
-    IdSource,
-    KnownEdges,
-    LinkPredictionEvaluator,
-    PopularityScorer,
-    RankingOptions,
-    popularity_baseline,
-    random_baseline,
+from tests.projects.twhin.evaluation_helpers import (
+    DIM,
+    FOLLOW,
+    NUM_ROWS,
+    OPERATOR_NAMES,
+    FixedScores,
+    edge_arrays,
+    make_relations,
+    quiet,
+    random_edges,
+    random_model,
 )
+from tests.projects.twhin.tiny import pair_scores_of_lhs
+from tml.common.errors import DataError, NonFiniteError
+from tml.projects.twhin.data.edges import EdgeArrays, take
+from tml.projects.twhin.evaluation import DictSource, IdSource, LinkPredictionEvaluator
 from tml.projects.twhin.evaluation.summary import exact_auc
-from tml.projects.twhin.models.relations import RelationScorer, RelationSpec
-
-DIM = 6
-NUM_ROWS = {"user": 13, "tweet": 17}
-OPERATOR_NAMES = ("identity", "translation", "diagonal", "complex_diagonal")
-
-
-def quiet(**options: object) -> RankingOptions:
-    return RankingOptions(progress=False, **options)  # type: ignore[arg-type]
-
-
-def edge_arrays(rows: Sequence[tuple[int, int, int]]) -> EdgeArrays:
-    table = np.array(rows, dtype=np.int64).reshape(-1, 3)
-    return EdgeArrays(*(np.ascontiguousarray(column) for column in table.T))
-
-
-def make_relations(*operators: str) -> list[RelationSpec]:
-    """Two relations per operator, one between users and one from users to tweets."""
-    ends = (("follow", "user"), ("fav", "tweet"))
-    return [RelationSpec(f"{name}_{op}", "user", rhs, op) for op in operators for name, rhs in ends]
-
-
-def random_edges(relations: Sequence[RelationSpec], num_edges: int, seed: int) -> EdgeArrays:
-    rng = np.random.default_rng(seed)
-    rel = rng.integers(0, len(relations), num_edges)
-    limits = np.array([[NUM_ROWS[r.lhs], NUM_ROWS[r.rhs]] for r in relations])[rel]
-    # Squares of uniform numbers favour small ids, so that queries repeat and have several answers.
-    ends = (rng.random((num_edges, 2)) ** 2 * limits).astype(np.int64)
-    return EdgeArrays(ends[:, 0].copy(), rel, ends[:, 1].copy())
-
-
-def random_model(relations: Sequence[RelationSpec], comparator: str = "dot", reciprocal: bool = False, seed: int = 0):
-    generator = torch.Generator().manual_seed(seed)
-    scorer = RelationScorer(relations, DIM, comparator, reciprocal)  # type: ignore[arg-type]
-    with torch.no_grad():
-        scorer.weight.copy_(_small_integers(scorer.weight.shape, generator))
-    tables = {name: _small_integers((rows, DIM), generator) for name, rows in NUM_ROWS.items()}
-    return scorer, DictSource(tables)
-
-
-def _small_integers(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    # Sums of products of small integers are exact in float32: the same in any order of summation, and with true ties.
-    return torch.randint(-2, 3, tuple(shape), generator=generator).float()
+from tml.projects.twhin.models.relations import RelationScorer
 
 
 def brute_force(edges: EdgeArrays, known: EdgeArrays, scorer: RelationScorer, tables: DictSource) -> dict[str, float]:
@@ -114,24 +74,6 @@ def realistic(scores: list[float], own: int, others: list[int]) -> float:
     optimistic = 1 + sum(scores[node] > scores[own] + 1e-5 for node in others)
     pessimistic = 1 + sum(scores[node] >= scores[own] - 1e-5 for node in others)
     return (optimistic + pessimistic) / 2
-
-
-class FixedScores:
-    """Ranks by a given score per node, whatever the query."""
-
-    def __init__(self, relations: Sequence[RelationSpec], scores: Sequence[float]) -> None:
-        self.relations, self._scores = tuple(relations), torch.tensor(scores)
-
-    def operator(self, relation: int):
-        return RelationScorer(self.relations, 2).operator(relation)
-
-    def rhs_scores(self, operator: object, rel: Tensor, lhs: Tensor, candidates: Tensor) -> Tensor:
-        return self._scores[candidates[:, 0]].expand(len(rel), -1).contiguous()
-
-    lhs_scores = rhs_scores
-
-
-FOLLOW = [RelationSpec("follow", "user", "user", "identity")]
 
 
 @pytest.mark.parametrize("reciprocal", [False, True])
@@ -362,66 +304,3 @@ def test_auc_of_a_perfect_order_is_one_and_needs_a_corruption() -> None:
     alone = LinkPredictionEvaluator(single, quiet()).evaluate(single, FixedScores(FOLLOW, [9.0]), IdSource({"user": 1}))
     assert alone["raw.mrr"] == 1.0
     assert "auc" not in alone
-
-
-def test_popularity_ranks_by_training_degree_per_relation_and_side() -> None:
-    relations = [*FOLLOW, RelationSpec("fav", "user", "tweet")]
-    # follow: right-hand degrees of 0, 1, 2 are 0, 1, 2; fav: tweet 0 twice, tweet 1 once. Left-hand: user 0 most often.
-    train = edge_arrays([(0, 0, 2), (1, 0, 2), (0, 0, 1), (0, 1, 0), (1, 1, 0), (0, 1, 1)])
-    test = edge_arrays([(2, 0, 1), (2, 1, 1)])
-    evaluator = LinkPredictionEvaluator(edge_arrays([]), quiet())
-    found = popularity_baseline(train, test, relations=relations, num_rows={"user": 3, "tweet": 2}, evaluator=evaluator)
-    assert found["raw.rhs.mr"] == 2.0  # node 1 is second of three users, second of two tweets
-    assert found["raw.lhs.mr"] == 3.0  # user 2 never acts
-    scores = PopularityScorer(train, relations).lhs_scores(
-        evaluator,
-        torch.tensor([1, 0]),
-        torch.zeros(2, 1),
-        torch.tensor([[2], [0], [1]]),  # type: ignore[arg-type]
-    )
-    assert scores.tolist() == [[0, 2, 1], [0, 2, 1]]
-
-
-def test_random_baseline_is_the_mean_over_random_scores() -> None:
-    relations = [RelationSpec("fav", "user", "tweet", "identity")]
-    known, test = random_edges(relations, 40, 12), random_edges(relations, 15, 13)
-    evaluator = LinkPredictionEvaluator(known, quiet(hits_at=(1, 5)))
-    expected = random_baseline(test, relations=relations, num_rows=NUM_ROWS, evaluator=evaluator)
-    runs = []
-    rng = np.random.default_rng(0)
-    for _ in range(150):
-        # One random score per node: every edge's rank is uniform, though edges of a run are not independent.
-        scores = FixedScores(relations, rng.random(17).astype(np.float32).tolist())
-        runs.append(evaluator.evaluate(test, scores, IdSource(NUM_ROWS)))
-    for name in ("raw.mrr", "raw.mr", "filtered.mrr", "filtered.mr", "filtered.hits@5", "recall@5"):
-        values = [run[name] for run in runs]
-        assert abs(np.mean(values) - expected[name]) < 4 * np.std(values) / math.sqrt(len(values)), name
-
-
-def test_random_baseline_for_a_large_table() -> None:
-    evaluator = LinkPredictionEvaluator(edge_arrays([]), quiet())
-    found = random_baseline(edge_arrays([(0, 0, 1)]), relations=FOLLOW, num_rows={"user": 1000}, evaluator=evaluator)
-    assert found["raw.mrr"] == pytest.approx(sum(1 / rank for rank in range(1, 1001)) / 1000, abs=1e-10)
-    sampling = LinkPredictionEvaluator(edge_arrays([]), quiet(num_candidates=10))
-    with pytest.raises(ConfigError, match="all candidates"):
-        random_baseline(edge_arrays([(0, 0, 1)]), relations=FOLLOW, num_rows={"user": 1000}, evaluator=sampling)
-
-
-def test_known_answers_of_a_query() -> None:
-    known = KnownEdges(edge_arrays([(5, 0, 2), (5, 0, 1), (5, 1, 9), (6, 0, 1)]))
-    queries = edge_arrays([(5, 0, 0), (7, 0, 1), (5, 1, 0)])
-    rows, nodes = known.answers(queries, "rhs")
-    assert (rows.tolist(), nodes.tolist()) == ([0, 0, 2], [1, 2, 9])
-    rows, nodes = known.answers(queries, "lhs")
-    assert (rows.tolist(), nodes.tolist()) == ([1, 1], [5, 6])
-    assert known.count(queries, "rhs").tolist() == [2, 0, 1]
-
-
-def test_ids_that_do_not_fit_a_query_key_are_refused() -> None:
-    with pytest.raises(DataError, match="out of range"):
-        KnownEdges(edge_arrays([(1 << 40, 0, 0)]))
-
-
-def test_splits_are_put_end_to_end() -> None:
-    joined = concatenate(edge_arrays([(0, 1, 2)]), edge_arrays([]), edge_arrays([(3, 4, 5)]))
-    assert (joined.lhs.tolist(), joined.rel.tolist(), joined.rhs.tolist()) == ([0, 3], [1, 4], [2, 5])
