@@ -19,7 +19,8 @@ def padded_rows(rows: Tensor) -> Tensor:
     """Lengthen sorted rows `[R, P]` to `2 ** k - 1` places with the largest value of their type, for `count_below`."""
     largest = torch.inf if rows.is_floating_point() else torch.iinfo(rows.dtype).max
     length = (1 << rows.shape[1].bit_length()) - 1
-    return torch.nn.functional.pad(rows, (0, length - rows.shape[1]), value=largest)
+    # Not torch.nn.functional.pad: it takes the value as a float, and 2 ** 63 - 1 comes out as -2 ** 63.
+    return torch.cat([rows, rows.new_full((len(rows), length - rows.shape[1]), largest)], dim=1)
 
 
 def count_below(padded: Tensor, row: Tensor, values: Tensor, or_equal: bool = False) -> Tensor:
