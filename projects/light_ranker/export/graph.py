@@ -17,6 +17,7 @@ from tml.common.errors import DataError
 from tml.common.modules.calibrators import Isotonic
 from tml.common.modules.dense_blocks import CrossNetwork
 from tml.projects.light_ranker.export.interactions import SplitDot, reordered_cross
+from tml.projects.light_ranker.export.numbers import GraphNumbers
 from tml.projects.light_ranker.export.outputs import GraphIsotonic, Seconds
 from tml.projects.light_ranker.export.sides import SideInput, SideLookup, SidePooling, bins_of, pooled, slots_of
 from tml.projects.light_ranker.features.spec import FeatureSpec, IdFeature, Side
@@ -258,7 +259,8 @@ class MlpSide(nn.Module):
             for feature, part in slots
             if feature.embedding is not None
         ]
-        self.numbers = DenseInputs(model.spec.of_side(side), model.inputs.normalizer)
+        mine = model.spec.of_side(side)
+        self.numbers = GraphNumbers(DenseInputs(mine, model.inputs.normalizer), len(mine.continuous))
 
     def forward(self, graph: ServingGraph, side: SideInput) -> SideColumns:
         """The side's columns of the first layer's input."""

@@ -93,16 +93,16 @@ class _PairSum(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, pair_weights: Tensor, dim: int) -> Tensor:
         eye = torch.eye(dim, dtype=pair_weights.dtype, device=x.device)
         by_x = x @ torch.kron(pair_weights, eye).to(x.dtype)
-        ctx.dim = dim
+        ctx.dim, ctx.dtype = dim, pair_weights.dtype
         ctx.save_for_backward(x, by_x)
-        return 0.5 * torch.linalg.vecdot(x, by_x).float()
+        return 0.5 * torch.linalg.vecdot(x, by_x).to(pair_weights.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x, by_x = ctx.saved_tensors
         gradient = gradient.unsqueeze(1).to(x.dtype)
-        blocks = (x.T @ (x * gradient)).float().unflatten(1, (-1, ctx.dim)).unflatten(0, (-1, ctx.dim))
+        blocks = (x.T @ (x * gradient)).to(ctx.dtype).unflatten(1, (-1, ctx.dim)).unflatten(0, (-1, ctx.dim))
         return by_x * gradient, 0.5 * blocks.diagonal(dim1=1, dim2=3).sum(-1), None
 
 

@@ -133,7 +133,7 @@ class RankerHead(nn.Module):
         return self.predict(self.hidden(x), products)
 
     def predict(self, hidden: Tensor, products: Tensor | None = None) -> dict[str, Tensor]:
-        """Outputs of the heads `[B]` each, always computed in float32.
+        """Outputs of the heads `[B]` each, computed in the parameters' own float32 under autocast too.
 
         Args:
             hidden: the last hidden layer `[B, H]`.
@@ -143,7 +143,7 @@ class RankerHead(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             weight = torch.cat([head.weight for head in self.heads.values()])
             bias = torch.cat([head.bias for head in self.heads.values()])
-            columns = nn.functional.linear(hidden.float(), weight, bias).unbind(1)
+            columns = nn.functional.linear(hidden.to(weight.dtype), weight, bias).unbind(1)
         found = dict(zip(self.heads, columns, strict=True))
         if isinstance(self.interaction, FieldWeightedProducts) and products is not None:
             found = {name: found[name] + factor * products for name, factor in self.interaction.factors.items()}
