@@ -12,9 +12,10 @@ was.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +240,7 @@ class TrainedRanker:
     facts: dict[str, Any]
     evaluation_files: list[str]
     config: LightRankerConfig
-    step: int = field(default=0)
+    step: int
 
 
 def load_trained(
@@ -269,11 +270,26 @@ def load_trained(
         run.spec,
         Path(config.features_dir),
         None if isotonic is None else {"click": isotonic.to_dict()},
-        {"step": step, "calibration": run.calibration.digest(), "config": config.model_dump(mode="json")},
+        {"identity": export_identity(config, step), "step": step, "config": config.model_dump(mode="json")},
         data_files(held_out.data_root) if held_out else [],
         config,
         step,
     )
+
+
+def export_identity(config: LightRankerConfig, step: int) -> str:
+    """A digest of everything that an export is made from."""
+    spec, save_dir = read_spec(config), config.training.save_dir
+    isotonic = load_isotonic(save_dir, {"step": step})
+    parts = [
+        step,
+        read_extra(Path(save_dir), step).get("fingerprints"),
+        spec.fingerprint(),
+        fitted_calibration(config, spec).digest(),
+        None if isotonic is None else isotonic.to_dict(),
+        [section.model_dump(mode="json") for section in (config.model, config.loss, config.export)],
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _calibrate_here(config: LightRankerConfig, spec: FeatureSpec) -> None:

@@ -12,31 +12,41 @@ config, files and every row, and trains nothing.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from tml.common.checkpointing import CheckpointManager
 from tml.common.device import gather_objects, rank
 from tml.common.errors import ConfigError
+from tml.common.modules.calibrators import Isotonic
+from tml.common.tracking.record import ExperimentRecord
 from tml.core.config import format_config, load_config
 from tml.core.custom_training_loop import TrainState, only_evaluate
 from tml.core.session import run_main, runtime_session
+from tml.ml_logging import get_logger
 from tml.projects.light_ranker.check import check_run
 from tml.projects.light_ranker.config import DataConfig, LightRankerConfig
 from tml.projects.light_ranker.phases import (
     EXPORT,
+    RankerRun,
     build_run,
     calibrate,
+    export_identity,
     fit_isotonic_phase,
     load_isotonic,
     load_trained,
     restore_model,
     run_training,
 )
-from tml.projects.light_ranker.report import report_metrics
+from tml.projects.light_ranker.report import is_reported, report_metrics
+
+logger = get_logger(__name__)
 
 TASKS = ("all", "calibrate", "train", "isotonic", "export", "evaluate", "only_evaluate", "check")
 
@@ -48,20 +58,48 @@ def run_all(config: LightRankerConfig, device: torch.device) -> int:
     if state.exit_code:
         return state.exit_code
     step = _step_of(state)
-    isotonic = fit_isotonic_phase(run, step)
-    if config.test_data is not None and config.training.num_eval_steps != 0:
-        measured = run.evaluator(config.test_data, isotonic)()
-        report_metrics(config.training.save_dir, "test", step, measured)
-    export(config)
+    with _failures_recorded(config.training.save_dir):
+        isotonic = fit_isotonic_phase(run, step)
+        measure_test(run, step, isotonic)
+        export(config)
     return 0
 
 
 def train_alone(config: LightRankerConfig, device: torch.device) -> int:
     """Train on a calibration that is there, and measure the test rows once at the end."""
     run, state = run_training(config, device)
-    if state.exit_code == 0 and config.test_data is not None and config.training.num_eval_steps != 0:
-        report_metrics(config.training.save_dir, "test", _step_of(state), run.evaluator(config.test_data)())
+    if state.exit_code == 0:
+        with _failures_recorded(config.training.save_dir):
+            measure_test(run, _step_of(state), None)
     return state.exit_code
+
+
+def measure_test(run: RankerRun, step: int, isotonic: Isotonic | None) -> None:
+    """Measure the test rows, if there are any and these are not measured yet."""
+    config = run.config
+    if config.test_data is None or config.training.num_eval_steps == 0:
+        return
+    measured = {
+        "step": step,
+        "data": run.dataset(config.test_data).fingerprint(),
+        "isotonic": None if isotonic is None else isotonic.to_dict(),
+        "evaluation": config.evaluation.model_dump(mode="json"),
+    }
+    if all(gather_objects(is_reported(config.training.save_dir, "test", measured))):
+        logger.info("the test rows are measured already")
+        return
+    report_metrics(config.training.save_dir, "test", step, run.evaluator(config.test_data, isotonic)(), measured)
+
+
+@contextmanager
+def _failures_recorded(save_dir: str) -> Iterator[None]:
+    """What fails after training has ended is a failure of the run all the same."""
+    try:
+        yield
+    except Exception as error:
+        if rank() == 0:
+            ExperimentRecord(save_dir).end("FAILED", f"{type(error).__name__}: {error}")
+        raise
 
 
 def fit_isotonic_alone(config: LightRankerConfig, device: torch.device) -> None:
@@ -108,13 +146,13 @@ def follow_training(config: LightRankerConfig, device: torch.device) -> dict[int
     return only_evaluate(evaluate_checkpoint, config.training)
 
 
-def export(config: LightRankerConfig) -> Path | None:
-    """Write the files for serving to `save_dir/export`, on rank 0; the others wait."""
+def export(config: LightRankerConfig) -> Path:
+    """Write the files for serving to `save_dir/export`, unless they are there, on rank 0; the others wait."""
     # Only this task needs the libraries of the export.
     from tml.projects.light_ranker.export import export_ranker
 
     folder = Path(config.training.save_dir) / EXPORT
-    if rank() == 0:
+    if rank() == 0 and not _is_exported(config, folder):
         trained = load_trained(config.training.save_dir, config=config)
         export_ranker(
             trained.model,
@@ -125,8 +163,23 @@ def export(config: LightRankerConfig) -> Path | None:
             facts=trained.facts,
             evaluation_files=trained.evaluation_files,
         )
+        ExperimentRecord(config.training.save_dir).artifact("export", folder)
     gather_objects(None)
     return folder
+
+
+def _is_exported(config: LightRankerConfig, folder: Path) -> bool:
+    try:
+        facts = json.loads((folder / "signature.json").read_text(encoding="utf-8"))["facts"]
+        known = (facts["identity"], facts["step"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
+    checkpoints = CheckpointManager(config.training.save_dir, max_to_keep=None, lock=False)
+    step = checkpoints.best() or checkpoints.latest()
+    if step is None or known != (export_identity(config, step), step):
+        return False
+    logger.info("the export of step %d is in %s already", step, folder)
+    return True
 
 
 def _step_of(state: TrainState) -> int:

@@ -200,6 +200,9 @@ class MlpGraph(ServingGraph):
         for part in model.input_layout():
             if part.side in order:
                 order[part.side] += range(part.columns.start, part.columns.stop)
+        for side, module in zip(SIDES, (self.user, self.candidate), strict=True):
+            others, numbers = _parted(order[side], len(module.numbers.order))
+            order[side] = others + [numbers[place] for place in module.numbers.order]
         if isinstance(model.interaction, CrossNetwork):
             self.cross = reordered_cross(model.interaction, order["user"] + order["candidate"])
         elif isinstance(model.interaction, FieldWeightedProducts):
@@ -215,8 +218,11 @@ class MlpGraph(ServingGraph):
             self.project = model.interaction.project
             if self.project is not None:
                 weight = self.project.weight.detach()
-                self.register_buffer("project_user", weight[:, model.inputs.user_columns].clone())
-                self.register_buffer("project_candidate", weight[:, model.inputs.candidate_columns].clone())
+                for name, columns, module in (
+                    ("project_user", model.inputs.user_columns, self.user),
+                    ("project_candidate", model.inputs.candidate_columns, self.candidate),
+                ):
+                    self.register_buffer(name, weight[:, columns][:, module.numbers.order].clone())
             products = model.input_layout()[-1].columns.start
             order["user"] += [products + place for place in self.dot.user_products]
             order["candidate"] += [products + place for place in self.dot.candidate_products]
@@ -273,6 +279,11 @@ class MlpSide(nn.Module):
 
     def _other(self, table: Tensor, ids: Tensor, feature: IdFeature) -> Tensor:
         return pooled(feature, nn.functional.embedding(ids.clamp_min(0), table), ids)
+
+
+def _parted(values: list[int], num_last: int) -> tuple[list[int], list[int]]:
+    place = len(values) - num_last
+    return values[:place], values[place:]
 
 
 def isotonic_of(points: Mapping[str, Mapping[str, list[float]]] | None) -> Isotonic | None:
