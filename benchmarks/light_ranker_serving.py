@@ -148,16 +148,17 @@ def _model(encoder: Any) -> Any:
     """An untrained model; the same weights for the same features, whatever their sides."""
     import torch
 
+    from tml.common.modules.normalizers import Normalizer
     from tml.projects.light_ranker.calibration import Calibration
     from tml.projects.light_ranker.config import LightRankerConfig
     from tml.projects.light_ranker.models.build import build_model, build_slots
-    from tml.projects.light_ranker.models.inputs import Scale
 
     data = {"data_root": "unused", "global_batch_size": 4096}
     model = {"mlp": {"embedding_dim": DIM, "hidden_sizes": [256, 128], "init_scale": 0.3}}
     config = LightRankerConfig.model_validate({"features_dir": "unused", "train_data": data, "model": model})
-    scales = {feature.name: Scale(1.0, 1.5) for feature in encoder.spec.continuous}
-    calibration = Calibration(scales=scales, boundaries={}, fingerprint="untrained")
+    names = [feature.name for feature in encoder.spec.continuous]
+    statistics = (torch.full((len(names),), value, dtype=torch.float64) for value in (2.0, 1.5, 1.0))
+    calibration = Calibration(Normalizer(names, ["log_z_score"] * len(names), *statistics), {}, "untrained")
     slots = build_slots(config, encoder.spec, calibration, "cpu")
     return build_model(config, slots, calibration, torch.device("cpu"), local=True).eval()
 
