@@ -37,6 +37,7 @@ class CheckpointManager:
         async_save: write in the background; `save` returns once the tensors are copied to CPU memory.
         strict: a damaged newest checkpoint is an error instead of a reason to take the one before.
         lock: refuse to share the directory with another writer. Readers pass False.
+        alone: this process reads by itself, whether or not it is one of several ranks; the others are not waited for.
 
     Raises:
         CheckpointError: the directory is a file, cannot be made, or is locked by a live job.
@@ -50,15 +51,16 @@ class CheckpointManager:
         async_save: bool = False,
         strict: bool = False,
         lock: bool = True,
+        alone: bool = False,
     ) -> None:
         if max_to_keep is not None and max_to_keep < 1:
             raise CheckpointError("max_to_keep is too small", value=max_to_keep, limit="1 or more, or None to keep all")
         self.directory = Path(directory)
         self.restored_step: int | None = None
         self._max_to_keep, self._strict = max_to_keep, strict
-        self._ranks = Ranks.create()
+        self._ranks = Ranks.alone() if alone else Ranks.create()
         # The background thread talks to its peers while the main threads may be talking too: never over one group.
-        self._background_ranks = Ranks.create() if async_save else None
+        self._background_ranks = (Ranks.alone() if alone else Ranks.create()) if async_save else None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if async_save else None
         self._pending: Future[None] | None = None
         self._pending_step: int | None = None

@@ -23,10 +23,15 @@ class Ranks:
     group: dist.ProcessGroup | None
 
     @staticmethod
+    def alone() -> Ranks:
+        """This process by itself, also within a process group."""
+        return Ranks(0, 1, None)
+
+    @staticmethod
     def create() -> Ranks:
         """Make a new group over all ranks; every rank must call it. A single process needs no process group."""
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-            return Ranks(0, 1, None)
+            return Ranks.alone()
         return Ranks(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
 
     def gather(self, value: T) -> list[T]:

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_ALONE = Ranks(0, 1, None)
+_ALONE = Ranks.alone()
 
 
 class DamagedCheckpointError(CheckpointError):

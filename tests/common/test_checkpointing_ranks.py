@@ -333,3 +333,16 @@ def _lose_a_peer() -> None:
     if dist.get_rank() == 1:
         os._exit(3)
     ranks.gather(timedelta(0))
+
+
+def _read_alone(directory: str) -> list[float]:
+    values = torch.zeros(3)
+    with CheckpointManager(directory, max_to_keep=None) as manager:
+        manager.save(1, {"x": torch.tensor([1.0, 2.0, 3.0])}, {})
+    if dist.get_rank() == 0:
+        CheckpointManager(directory, max_to_keep=None, lock=False, alone=True).restore({"x": values})
+    return [float(value) for value in values]
+
+
+def test_one_of_several_ranks_reads_alone(tmp_path: Path) -> None:
+    assert run_ranks(_read_alone, 2, str(tmp_path)) == [[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]
