@@ -14,7 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
@@ -113,7 +113,8 @@ def runtime_session(runtime: RuntimeConfig, save_dir: str) -> Iterator[torch.dev
     path = os.path.join(save_dir, "log.jsonl") if runtime.log.json_lines else None
     configure_logging(runtime.log.level, path, runtime.log.all_ranks)
     _hush_libraries()
-    faulthandler.enable()
+    with suppress(ValueError, OSError):  # a notebook's stderr is no file that a dying process could write to
+        faulthandler.enable()
     device = setup_device(runtime.device)
     if runtime.num_threads is not None:
         torch.set_num_threads(runtime.num_threads)

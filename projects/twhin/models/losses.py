@@ -5,8 +5,8 @@ Letters: `...` leading shape (chunks), `C` edges, `N` candidates.
 A loss takes the positive scores `[..., C]`, the negative scores `[..., C, N]` in which a candidate that is no
 negative (a positive of the chunk, or padding) is `MASKED_SCORE`, and the margin. It returns the loss of each edge
 `[..., C]` and its derivatives by the positive score `[..., C]` and by the negative scores `[..., C, N]`; the latter
-overwrite the negative scores, and are zero where masked. A loss depends neither on `N` nor on how many candidates are
-masked.
+overwrite the negative scores, and are zero where masked. Logistic and ranking losses are means over the negatives, so
+they depend neither on `N` nor on how many candidates are masked; softmax grows with both.
 
 Derivatives are written out because the scores of a batch are its largest tensor: autograd would walk over them
 several more times.

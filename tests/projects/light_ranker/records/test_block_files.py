@@ -190,9 +190,10 @@ def test_garbage_is_a_data_error_and_good_blocks_are_found_in_it(tmp_path, noise
 def test_a_garbage_payload_is_a_value_error(data):
     for payload in (data, b"\x08\x01" + data, b"\x08\x01\x12\x00" + data):
         try:
-            parse_payload(payload)
+            _, records = parse_payload(payload)
         except ValueError:
             continue
+        assert sum(map(len, records)) <= len(payload)
 
 
 @pytest.mark.parametrize(("number", "digits"), [(0, [0]), (127, [127]), (128, [128, 1]), (300, [0xAC, 2])])
