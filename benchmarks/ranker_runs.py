@@ -142,14 +142,14 @@ def predict(save_dir: Path, split: Path) -> Predicted:
     import torch
 
     from tml.common.modules.calibrators import Isotonic
+    from tml.core.custom_training_loop import evaluate
     from tml.projects.light_ranker.config import DataConfig
-    from tml.projects.light_ranker.metrics import evaluate_ranker
     from tml.projects.light_ranker.phases import RankerRun, load_trained
 
     found = load_trained(save_dir)
     run = RankerRun(found.config, torch.device("cpu"), found.spec, None, found.model.slots, found.model)
     kept = _KeptOutputs()
-    evaluate_ranker(found.model, run.dataset(DataConfig(data_root=str(split))), kept, run.device)
+    evaluate(found.model, run.dataset(DataConfig(data_root=str(split))), kept, run.device)
     outputs = {name: torch.cat(values).double().numpy() for name, values in kept.kept.items()}
     calibrated = None
     if found.isotonic is not None:
