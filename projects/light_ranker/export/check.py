@@ -20,7 +20,7 @@ from tml.common.errors import CheckpointError
 from tml.common.modules.calibrators import Isotonic
 from tml.core.metrics.auc import roc_auc
 from tml.projects.light_ranker.data.batch import RankerBatch
-from tml.projects.light_ranker.export.graph import PROBABILITY
+from tml.projects.light_ranker.export.graph import LOGIT, PROBABILITY
 from tml.projects.light_ranker.export.rows import CheckRows
 from tml.projects.light_ranker.models.build import Ranker
 from tml.projects.light_ranker.models.mlp import WATCH_TIME
@@ -57,7 +57,7 @@ class ExportedGraph:
 
 @torch.no_grad()
 def trainer_scores(model: Ranker, isotonic: Isotonic | None, rows: CheckRows) -> Outputs:
-    """What the model itself says: raw probabilities, calibrated ones, and log(1 + seconds), `[B]` each."""
+    """What the model itself says: logits, raw probabilities, calibrated ones, log(1 + seconds); `[B]` each."""
     continuous, size = torch.from_numpy(rows.continuous), len(rows)
     arranged = model.slots.arrange(rows.ids, continuous)
     batch = RankerBatch(
@@ -77,7 +77,7 @@ def trainer_scores(model: Ranker, isotonic: Isotonic | None, rows: CheckRows) ->
     outputs = model.eval()(batch)[1]
     model.train(was_training)
     raw = outputs["probabilities"]
-    found = {"raw": raw, PROBABILITY: raw if isotonic is None else isotonic(raw)}
+    found = {"raw": raw, LOGIT: outputs["logits"], PROBABILITY: raw if isotonic is None else isotonic(raw)}
     if "watch_time_prediction" in outputs:
         found[WATCH_TIME] = outputs["watch_time_prediction"].clamp_min(0.0)
     return {name: values.float().numpy() for name, values in found.items()}
@@ -89,9 +89,9 @@ def compare(
     """The largest differences between a graph and its model.
 
     Returns:
-        `num_rows`; `probability` and, if it is predicted, `watch_time` (of log(1 + seconds)): largest absolute
-        differences; `beyond_calibration`: by how much a probability leaves the band of calibrated values of raw
-        probabilities within 1e-5, as a steep calibration turns rounding into something that can be seen.
+        `num_rows`; `probability`, `logit` and, if it is predicted, `watch_time` (of log(1 + seconds)): largest
+        absolute differences; `beyond_calibration`: by how much a probability leaves the band of calibrated values of
+        raw probabilities within 1e-5, as a steep calibration turns rounding into something that can be seen.
     """
     found = {"num_rows": 0.0, PROBABILITY: 0.0, "beyond_calibration": 0.0}
     for rows in samples:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import glob
 import os
+import platform
+import re
 import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,9 +32,10 @@ def new_export(out_dir: str | os.PathLike[str], overwrite: bool) -> Iterator[Pat
         DataError: the place is taken, remote or cannot be written.
     """
     target = _check_target(out_dir, overwrite)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = target.with_name(f".{target.name}.{_host()}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
         temporary.mkdir()
         yield temporary
         for name in (*files_below(temporary), SIGNATURE_NAME, "."):
@@ -61,6 +64,28 @@ def _check_target(out_dir: str | os.PathLike[str], overwrite: bool) -> Path:
         limit="a new or empty folder",
         fix="add --overwrite to replace the model" if known else "choose another folder; this one is left alone",
     )
+
+
+def _sweep(target: Path) -> None:
+    """Remove what exports of this machine left that were killed; those of other machines may still be at work."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.{_host()}.*.tmp"):
+        number = path.name.split(".")[-2]
+        if number.isdecimal() and (int(number) == os.getpid() or not _is_alive(int(number))):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _host() -> str:
+    return re.sub(r"\W", "-", platform.node()) or "here"
 
 
 def _take_place(temporary: Path, target: Path) -> None:

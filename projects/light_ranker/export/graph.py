@@ -27,7 +27,7 @@ from tml.projects.light_ranker.models.mlp import CLICK, WATCH_TIME, MlpRanker
 
 SIDES: tuple[Side, ...] = ("user", "candidate")
 TABLE = "table"
-PROBABILITY = "probability"
+PROBABILITY, LOGIT = "probability", "logit"
 
 
 class ServingGraph(nn.Module):
@@ -60,7 +60,7 @@ class ServingGraph(nn.Module):
                 "the model knows nothing of candidates, so all would score alike", where="features.yaml",
                 limit="at least one feature with side: candidate", fix="set the side of each feature and train again",
             )  # fmt: skip
-        self.outputs = [PROBABILITY]
+        self.outputs = [PROBABILITY, LOGIT]
         self.tables: dict[str, Tensor] = {}
         self.isotonic = None if isotonic is None else GraphIsotonic(isotonic)
 
@@ -134,7 +134,7 @@ class MlpGraph(ServingGraph):
             self.outputs.append(WATCH_TIME)
 
     def scores(self, user: SideInput | None, candidate: SideInput) -> tuple[Tensor, ...]:
-        """Probabilities and, if the model predicts them, watch times in seconds."""
+        """Probabilities, logits and, if the model predicts them, watch times in seconds."""
         of_user = None if user is None else self.user(self, user)
         of_candidate = self.candidate(self, candidate)
         hidden = self.hidden(self._first_layer(of_user, of_candidate))
@@ -144,7 +144,8 @@ class MlpGraph(ServingGraph):
             products = self._weighted_products(of_user, of_candidate)
             click = click + self.fwfm.factors[CLICK] * products
             watch = click if self.watch_head is None else watch + self.fwfm.factors[WATCH_TIME] * products
-        return (self.probability(click),) if self.seconds is None else (self.probability(click), self.seconds(watch))
+        found = (self.probability(click), click)
+        return found if self.seconds is None else (*found, self.seconds(watch))
 
     def _first_layer(self, of_user: SideColumns | None, of_candidate: SideColumns) -> Tensor:
         if self.cross is not None:

@@ -53,11 +53,11 @@ class LollyGraph(ServingGraph):
         self.register_buffer("bias", model.bias.detach().clone())
 
     def scores(self, user: SideInput | None, candidate: SideInput) -> tuple[Tensor, ...]:
-        """Probabilities."""
+        """Probabilities and logits."""
         logits = self.bias + self._sum("candidate", candidate)
         if user is not None:
             logits = logits + self._sum("user", user)
-        return (self.probability(logits),)
+        return self.probability(logits), logits
 
     def _sum(self, side: str, given: SideInput) -> Tensor:
         rows = self.sides[side](getattr(self, TABLE), given)

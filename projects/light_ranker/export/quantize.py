@@ -13,6 +13,7 @@ import onnx
 from tml.common.errors import ConfigError
 
 _LAYERS = ("Gemm", "MatMul")
+_SMALL = 8
 
 
 def quantize_layers(graph: onnx.ModelProto) -> onnx.ModelProto:
@@ -35,11 +36,29 @@ def quantize_layers(graph: onnx.ModelProto) -> onnx.ModelProto:
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         onnx.save(graph, str(source))
         quantize_dynamic(
-            source, target, op_types_to_quantize=list(_LAYERS), per_channel=True, weight_type=QuantType.QInt8
+            source,
+            target,
+            op_types_to_quantize=list(_LAYERS),
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=_small_layers(graph),
         )
         quantized = onnx.load(str(target))
     del quantized.graph.value_info[:]
     return quantized
+
+
+def _small_layers(graph: onnx.ModelProto) -> list[str]:
+    """Layers that cost next to nothing as they are, and would only lose digits: the heads, and the user's half."""
+    shapes = {tensor.name: tensor.dims for tensor in graph.graph.initializer}
+    small = [
+        node.name
+        for node in graph.graph.node
+        if node.op_type in _LAYERS
+        and any(name == "user_weight" or min(shapes.get(name, [_SMALL])) < _SMALL for name in node.input[:2])
+    ]
+    # Quantisation begins by splitting each Gemm into a product of this name and a sum.
+    return [*small, *(f"{name}_MatMul" for name in small)]
 
 
 @contextmanager

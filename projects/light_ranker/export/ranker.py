@@ -206,15 +206,16 @@ def _made_up(model: Ranker) -> CheckRows:
 
 def _feature_info(feature: AnyFeature) -> FeatureInfo:
     name, column, size = str(feature.name), feature.source, 1
-    default = "the row for missing values" if feature.default is None else feature.default
     if isinstance(feature, CategoricalConfig | IdsConfig):
         kind, dtype = "id", "int64" if feature.type == "int" else "string"
         if isinstance(feature, IdsConfig):
             dtype, size = f"list<{dtype}>", feature.max_length
         by_hash = feature.hashed is not None or feature.identity is not None
         vocabulary = None if by_hash else f"{VOCAB_FOLDER}/{name}.parquet"
+        default = "an embedding learnt for missing values" if feature.default is None else feature.default
         return FeatureInfo(name, column, feature.side, kind, dtype, default, size, vocabulary)
     if isinstance(feature, ContinuousConfig):
+        default = "the mean, marked as missing" if feature.default is None else feature.default
         return FeatureInfo(name, column, feature.side, "continuous", "float32", default)
     return FeatureInfo(name, column, feature.side, "vector", "list<float32>", feature.default, feature.dim)
 

@@ -98,12 +98,8 @@ class Scorer:
         outputs = dict(zip(self.signature.outputs, self._graph.run(self.signature.outputs, feed), strict=True))
         for name, values in outputs.items():
             check_finite(name, values)
-        probabilities = outputs["probability"]
-        return Scores(
-            probabilities,
-            outputs.get("watch_time"),
-            None if top_k is None else best(probabilities, top_k),
-        )
+        top = None if top_k is None else best(outputs["logit"], top_k)
+        return Scores(outputs["probability"], outputs.get("watch_time"), top)
 
     def score_rows(self, rows: pa.Table | pa.RecordBatch) -> Scores:
         """Score rows that hold a user and a candidate each, such as those of a table.

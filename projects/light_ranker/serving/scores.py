@@ -15,7 +15,8 @@ class Scores:
     Args:
         probabilities: float32 `[N]`, calibrated where the model is.
         watch_time: predicted seconds, float32 `[N]`; None if the model does not predict it.
-        top_k: indices of the best candidates, int64 `[k]`, best first, equal ones in order; None if not asked for.
+        top_k: indices of the best candidates, int64 `[k]`, best first; None if not asked for. They are ordered by their
+            logits, as calibration is flat in places and makes many candidates equal; equal logits keep their order.
     """
 
     probabilities: NDArray[np.float32]

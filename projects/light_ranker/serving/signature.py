@@ -95,7 +95,7 @@ class Signature:
 
     @property
     def outputs(self) -> list[str]:
-        """`probability`, and `watch_time` (seconds) if the model predicts it."""
+        """Of the graph: `probability`, `logit`, and `watch_time` (seconds) if the model predicts it."""
         return self.model["outputs"]
 
     def to_json(self) -> dict[str, Any]:

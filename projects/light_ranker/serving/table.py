@@ -66,12 +66,13 @@ def _open(source: Path) -> pq.ParquetFile:
 
 def _schema(given: pa.Schema, scorer: Scorer, source: Path, keep: Sequence[str]) -> pa.Schema:
     missing = [name for name in keep if name not in given.names]
-    if missing or set(keep) & set(scorer.signature.outputs):
+    names = [name for name in ("probability", "watch_time") if name in scorer.signature.outputs]
+    if missing or set(keep) & set(names):
         raise DataError(
             "a column cannot be kept", where=source, value=(missing or keep)[0],
             limit=f"one of {', '.join(given.names)}, but none that is called as a score",
         )  # fmt: skip
-    scores = [pa.field(name, pa.float32()) for name in scorer.signature.outputs]
+    scores = [pa.field(name, pa.float32()) for name in names]
     return pa.schema([*(given.field(name) for name in keep), *scores])
 
 

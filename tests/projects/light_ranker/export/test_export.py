@@ -61,7 +61,7 @@ def test_the_files_score_like_the_trainer_with_one_user_or_with_many(exported, m
 def test_other_models_pass_their_own_check(folder, encoder, tmp_path, config):
     signature = read_signature(export(folder, tmp_path / "export", build(encoder, config)))
     assert signature.self_check["float32"]["probability"] < 1e-5
-    assert signature.outputs == ["probability"]
+    assert signature.outputs == ["probability", "logit"]
     assert signature.model["kind"] == next(iter(config))
 
 
@@ -158,6 +158,10 @@ def test_a_killed_export_leaves_the_old_one(folder, encoder, tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert read_signature(out).version == version
+    assert len(list(tmp_path.iterdir())) == 2, "the killed one left its half"
+    with pytest.raises(KeyError), new_export(out, overwrite=True):
+        raise KeyError("any fault")
+    assert list(tmp_path.iterdir()) == [out], "the next one clears it away"
 
 
 def test_a_table_with_a_nan_is_refused_and_leaves_nothing(folder, encoder, tmp_path):

@@ -44,11 +44,12 @@ def test_the_split_graph_scores_like_the_model(encoder, name):
     with torch.no_grad():
         scores = graph(**{key: torch.from_numpy(inputs[key]) for key in graph.inputs})
     expected = trainer_scores(model, isotonic, rows)
-    assert graph.outputs == ["probability", "watch_time"][: len(scores)]
+    assert graph.outputs == ["probability", "logit", "watch_time"][: len(scores)]
     assert expected["raw"].std() > 0.01
     np.testing.assert_allclose(scores[0], expected["probability"], atol=2e-6)
+    np.testing.assert_allclose(scores[1], expected["logit"], atol=2e-5)
     if name != "lolly_lr":
-        np.testing.assert_allclose(np.log1p(scores[1].numpy()), expected["watch_time"], atol=2e-5)
+        np.testing.assert_allclose(np.log1p(scores[2].numpy()), expected["watch_time"], atol=2e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -69,7 +70,7 @@ def test_a_mean_squared_error_of_seconds_is_served_in_seconds(encoder):
     rows, graph = _made_up(model), graph_of(model, None)
     inputs = rows.inputs("user") | rows.inputs("candidate")
     with torch.no_grad():
-        seconds = graph(**{key: torch.from_numpy(inputs[key]) for key in graph.inputs})[1]
+        seconds = graph(**{key: torch.from_numpy(inputs[key]) for key in graph.inputs})[2]
     assert seconds.min() == 0
     np.testing.assert_allclose(np.log1p(seconds.numpy()), trainer_scores(model, None, rows)["watch_time"], atol=2e-5)
 

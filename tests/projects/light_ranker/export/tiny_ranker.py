@@ -43,7 +43,8 @@ VOCABULARIES = {
     "tweet": [101, 7, 2**40, 33],
     "topics": ["cats", "dogs", "news"],
 }
-ISOTONIC = {"click": {"x": [0.05, 0.2, 0.2, 0.4, 0.6, 0.97], "y": [0.0, 0.1, 0.15, 0.15, 0.7, 1.0]}}
+# Two points of one x, and flat between 0.485 and 0.53.
+ISOTONIC = {"click": {"x": [0.05, 0.2, 0.2, 0.485, 0.53, 0.97], "y": [0.0, 0.1, 0.15, 0.3, 0.3, 1.0]}}
 USER = {"country": "nl", "user_id": 5, "interests": ["cats", "tea"], "age": 31.0, "taste": [0.5, -1.0]}
 CANDIDATES = [
     {"tweet_id": 101, "topics": ["cats"], "author": "ann", "likes": 3, "hour": 7.5, "rate": 0.1, "image": [1, 2, 3]},

@@ -67,9 +67,17 @@ def test_absent_features_and_unknown_ids_take_their_defaults(served):
     assert unknown == other != missing
 
 
-def test_the_best_candidates_come_first_and_equal_ones_in_order(served):
-    found = served.scorer.score(USER, CANDIDATES * 2, top_k=4)
-    assert found.top_k.tolist() == np.argsort(-found.probabilities, kind="stable")[:4].tolist()
+def test_the_best_candidates_come_first_also_where_calibration_makes_them_equal(served):
+    candidates = [{"hour": hour, "image": [hour, 0, 1]} for hour in np.linspace(-50, 50, 200)]
+    found = served.scorer.score(USER, candidates, top_k=40)
+    raw = trainers_answer(served, [USER | row for row in candidates])["logit"]
+    assert len(set(found.probabilities.tolist())) < 150 < len(set(raw.tolist()))
+    np.testing.assert_allclose(raw[found.top_k], np.sort(raw)[::-1][:40], atol=1e-5)
+    assert (np.diff(found.probabilities[found.top_k]) <= 0).all()
+
+
+def test_equally_good_candidates_keep_their_order(served):
+    assert served.scorer.score(USER, CANDIDATES[:1] * 5, top_k=3).top_k.tolist() == [0, 1, 2]
     assert served.scorer.score(USER, CANDIDATES, top_k=99).top_k.shape == (3,)
     scores = np.random.default_rng(0).integers(0, 20, 500).astype(np.float32)
     for k in (1, 7, 499, 500):
