@@ -47,7 +47,8 @@ order by i.time_ms, i.user_id, i.video_id
 # Sums over the days before; watch is of log(1 + seconds).
 _EARLIER = """
 select {key}, date, sum(num) over days as num, sum(clicks) over days as clicks, sum(watch) over days as watch
-from (select {key}, date, count(*) as num, sum(is_click) as clicks, sum(ln(1 + play_time_ms / 1000)) as watch
+from (select {key}, date, count(*)::double as num, sum(is_click)::double as clicks,
+             sum(ln(1 + play_time_ms / 1000)) as watch
       from impressions group by all)
 window days as (partition by {key} order by date rows between unbounded preceding and 1 preceding)
 """
