@@ -72,7 +72,8 @@ def main() -> None:
     record |= {"rows": rows, "medians_of_rounds": medians, "scorer_over": against}
     text = (
         f"{arguments.candidates:,} candidates of one user, {arguments.threads} threads, {NUM_IDS} id features "
-        f"({TOTAL_ROWS / 1e6:.1f} M rows of {DIM}), {NUM_NUMBERS} numbers, hidden layers 256 and 128; "
+        f"({TOTAL_ROWS / 1e6:.1f} M rows of {DIM}), {NUM_NUMBERS} numbers, hidden layers 256 and 128, interaction "
+        f"{arguments.interaction}; "
         f"{arguments.rounds} rounds of {arguments.requests} requests each.\n\n{markdown_table(rows)}\n\n"
         f"The scorer takes {_share(against[PLAIN])} of the plain graph's time and {_share(against[EAGER])} of the "
         "eager model's (median of rounds, lowest to highest). Raw requests hash every id; vocabularies cost more."
@@ -89,7 +90,7 @@ def _contestants(folder: Path, arguments: argparse.Namespace) -> dict[str, Calla
     from tml.projects.light_ranker.serving.scorer import Scorer
 
     torch.set_num_threads(arguments.threads)
-    model = _model(_write_features(folder / "features", split=True))
+    model = _model(_write_features(folder / "features", split=True), arguments.interaction)
     split = _write_split(folder / "split.parquet", model)
 
     def exported(name: str, model: Any, features: Path, **settings: bool) -> Path:
@@ -100,7 +101,8 @@ def _contestants(folder: Path, arguments: argparse.Namespace) -> dict[str, Calla
     ours = exported("split", model, folder / "features", int8=True)
     bytes_too = exported("bytes", model, folder / "features", int8=True, int8_tables=True)
     encoder = _write_features(folder / "plain_features", split=False)
-    plain = Scorer(exported("plain", _model(encoder), folder / "plain_features"), arguments.threads)
+    plain_model = _model(encoder, arguments.interaction)
+    plain = Scorer(exported("plain", plain_model, folder / "plain_features"), arguments.threads)
     scorer, int8, int8_tables = (
         Scorer(path, arguments.threads, int8=is_int8)
         for path, is_int8 in ((ours, False), (ours, True), (bytes_too, True))
@@ -144,7 +146,7 @@ def _table_sizes() -> list[int]:
     return [max(int(size), 4) for size in sizes * (TOTAL_ROWS / sizes.sum())]
 
 
-def _model(encoder: Any) -> Any:
+def _model(encoder: Any, interaction: str) -> Any:
     """An untrained model; the same weights for the same features, whatever their sides."""
     import torch
 
@@ -154,8 +156,9 @@ def _model(encoder: Any) -> Any:
     from tml.projects.light_ranker.models.build import build_model, build_slots
 
     data = {"data_root": "unused", "global_batch_size": 4096}
-    model = {"mlp": {"embedding_dim": DIM, "hidden_sizes": [256, 128], "init_scale": 0.3}}
-    config = LightRankerConfig.model_validate({"features_dir": "unused", "train_data": data, "model": model})
+    mlp = {"embedding_dim": DIM, "hidden_sizes": [256, 128], "init_scale": 0.3}
+    mlp |= {} if interaction == "none" else {"interaction": {"kind": interaction}}
+    config = LightRankerConfig.model_validate({"features_dir": "unused", "train_data": data, "model": {"mlp": mlp}})
     names = [feature.name for feature in encoder.spec.continuous]
     statistics = (torch.full((len(names),), value, dtype=torch.float64) for value in (2.0, 1.5, 1.0))
     calibration = Calibration(Normalizer(names, ["log_z_score"] * len(names), *statistics), {}, "untrained")
@@ -268,6 +271,7 @@ def _share(spread: Spread) -> str:
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--candidates", type=int, default=1_500, help="of each request")
+    parser.add_argument("--interaction", default="none", choices=("none", "fwfm", "dot", "cross"), help="of the model")
     parser.add_argument("--threads", type=int, default=2, help="of every contestant")
     parser.add_argument("--rounds", type=int, default=20, help="turns of each contestant")
     parser.add_argument("--requests", type=int, default=100, help="measured in each turn")

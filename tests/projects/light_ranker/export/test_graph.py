@@ -65,6 +65,30 @@ def test_one_user_for_all_candidates_is_the_same_as_one_each(encoder, name):
     np.testing.assert_allclose(once[0], each[0], atol=1e-6)
 
 
+def test_a_text_models_bins_and_presences_are_served_as_the_text_scores_them(encoder, tmp_path):
+    buckets = {"age": [("-inf", "20", 0.5), ("20", "40", -1.0), ("40", "inf", 2.0)], "rate": [("0", "0.5", 0.25)]}
+    lines = ["m\tbias\t-0.5", "m\tcountry\t0.75", "m\thour\t-0.125"]
+    for name, ranges in buckets.items():
+        lines += [f"m\t{name}.dz/dz_model=mdl/dz_range={low}_{high}\t{weight}" for low, high, weight in ranges]
+    (tmp_path / "lolly.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    model = build(
+        encoder, {"lolly_lr": {"input_size_bits": 16, "initial_model": str(tmp_path / "lolly.tsv")}}, trained=False
+    )
+    rows, graph = _made_up(model.eval()), graph_of(model, None)
+    inputs = rows.inputs("user") | rows.inputs("candidate")
+    with torch.no_grad():
+        logits = graph(**{key: torch.from_numpy(inputs[key]) for key in graph.inputs})[1]
+    np.testing.assert_allclose(logits, trainer_scores(model, None, rows)["logit"], atol=1e-5)
+    age, hour, rate = (
+        rows.continuous[:, [f.name for f in encoder.spec.continuous].index(n)] for n in ("age", "hour", "rate")
+    )
+    scored = np.nan_to_num(rate, nan=-1) >= 0
+    scored &= np.nan_to_num(rate, nan=1) < 0.5
+    by_age = np.select([np.isnan(age), age < 20, age < 40], [0, 0.5, -1.0], 2.0)
+    by_hand = -0.5 + 0.75 * (rows.ids[:, 0] > 0) - 0.125 * ~np.isnan(hour) + by_age + 0.25 * scored
+    np.testing.assert_allclose(logits[scored], by_hand[scored], atol=1e-5)
+
+
 def test_a_mean_squared_error_of_seconds_is_served_in_seconds(encoder):
     model = build(encoder, MODELS["mlp"], watch_time_label="watch_time", watch_time_loss="mse").eval()
     rows, graph = _made_up(model), graph_of(model, None)

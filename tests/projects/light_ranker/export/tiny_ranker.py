@@ -69,8 +69,8 @@ def write_features(folder: Path, text: str = FEATURES) -> Encoder:
     return encoder
 
 
-def build(encoder: Encoder, model: dict, **loss):
-    """A model whose weights are large enough that every feature shows in its scores."""
+def build(encoder: Encoder, model: dict, trained: bool = True, **loss):
+    """A model; if trained, its weights are large enough that every feature shows in its scores."""
     settings = {
         "features_dir": "unused",
         "train_data": {"data_root": "unused", "global_batch_size": 4},
@@ -90,6 +90,8 @@ def build(encoder: Encoder, model: dict, **loss):
     )
     slots = build_slots(config, encoder.spec, calibration, "cpu")
     ranker = build_model(config, slots, calibration, torch.device("cpu"), local=True)
+    if not trained:
+        return ranker
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in ranker.parameters():
