@@ -8,14 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 # The code of a missing value; a value lies in one of the codes from 1 on.
 MISSING_CODE = 0
 
 
-class Bins(nn.Module):
+class Bins:
     """Maps `code -> row` after `value -> code`: 0 for NaN, else 1 + the number of boundaries below the value.
+
+    Unlike the shared `DenseDiscretizer` it gives rows of whatever table follows, and closes intervals on either side,
+    as lolly texts need. And it is no module: batches are made in a thread, and while a pipeline traces the model no
+    thread may call one.
 
     Args:
         columns: int64 `[N]`, which column of the continuous features each is.
@@ -24,10 +28,6 @@ class Bins(nn.Module):
         left_closed: intervals are `[a, b)` if True, else `(a, b]`.
     """
 
-    columns: Tensor
-    boundaries: Tensor
-    rows: Tensor
-
     def __init__(
         self,
         columns: Sequence[int],
@@ -35,7 +35,6 @@ class Bins(nn.Module):
         rows: Sequence[Sequence[int]],
         left_closed: bool = False,
     ) -> None:
-        super().__init__()
         self.left_closed = left_closed
         width = max((len(edges) for edges in boundaries), default=0)
         padded = torch.full((len(boundaries), width), torch.inf)
@@ -44,9 +43,8 @@ class Bins(nn.Module):
             assert len(of_code) == len(edges) + 2, "a row for missing and one for each interval"
             padded[index, : len(edges)] = torch.tensor(edges, dtype=torch.float64).float()
             row_of_code[index, : len(of_code)] = torch.tensor(of_code, dtype=torch.int64)
-        self.register_buffer("columns", torch.tensor(columns, dtype=torch.int64), persistent=False)
-        self.register_buffer("boundaries", padded, persistent=False)
-        self.register_buffer("rows", row_of_code, persistent=False)
+        self.columns = torch.tensor(columns, dtype=torch.int64)
+        self.boundaries, self.rows = padded, row_of_code
 
     def codes(self, continuous: Tensor) -> Tensor:
         """int64 `[B, N]` from float32 `[B, C]`; padding boundaries are infinite, so no finite value passes them."""
@@ -54,7 +52,7 @@ class Bins(nn.Module):
         codes = torch.searchsorted(self.boundaries, values, right=self.left_closed).T + 1
         return torch.where(values.T.isnan(), MISSING_CODE, codes)
 
-    def forward(self, continuous: Tensor) -> Tensor:
+    def __call__(self, continuous: Tensor) -> Tensor:
         """The rows of the values' bins, int64 `[B, N]`."""
         codes = self.codes(continuous)
         return self.rows.gather(1, codes.T).T

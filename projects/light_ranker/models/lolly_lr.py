@@ -12,6 +12,7 @@ from tml.projects.light_ranker.data.batch import RankerBatch
 from tml.projects.light_ranker.features.spec import FeatureSpec
 from tml.projects.light_ranker.models.lolly_slots import LollySlots
 from tml.projects.light_ranker.models.objective import Objective
+from tml.projects.light_ranker.models.pretrained import has_sparse_gradients
 
 # FullSparse of the original starts its bias at 1 / number of outputs.
 INITIAL_BIAS = 1.0
@@ -37,7 +38,7 @@ class LollyRanker(nn.Module):
 
     def logits(self, ids: Tensor) -> Tensor:
         """`[B]` from hashed ids `[B, K]`; negative ones are absent."""
-        weights = nn.functional.embedding(ids.clamp_min(0), self.weight, sparse=True).squeeze(2)
+        weights = nn.functional.embedding(ids.clamp_min(0), self.weight, sparse=has_sparse_gradients()).squeeze(2)
         return self.bias + (weights * (ids >= 0)).sum(1)
 
     @property

@@ -30,6 +30,7 @@ from tml.projects.light_ranker.models.interactions import (
 )
 from tml.projects.light_ranker.models.join import join_columns
 from tml.projects.light_ranker.models.objective import Objective
+from tml.projects.light_ranker.models.pretrained import has_sparse_gradients
 from tml.projects.light_ranker.models.tables import MlpSlots, slot_slices
 
 CLICK, WATCH_TIME = "click", "watch_time"
@@ -303,7 +304,9 @@ def _masked_pool(feature: IdFeature, values: Tensor, slot_mask: Tensor, mask_slo
 
 
 def _pretrained_table(feature: IdFeature, rows: Tensor) -> nn.Embedding:
-    return nn.Embedding.from_pretrained(rows, freeze=not feature.trainable, sparse=feature.trainable)
+    return nn.Embedding.from_pretrained(
+        rows, freeze=not feature.trainable, sparse=feature.trainable and has_sparse_gradients()
+    )
 
 
 def _hidden_layers(num_columns: int, sizes: list[int]) -> nn.Sequential:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from tml.common.device import world_size
 from tml.common.errors import DataError
 from tml.projects.light_ranker.features.spec import FIRST_KNOWN, MISSING, UNKNOWN, IdFeature
 
@@ -41,6 +42,12 @@ def read_pretrained(feature: IdFeature) -> Tensor:
         rows[UNKNOWN] = vectors.mean(0, dtype=np.float64)
     rows[MISSING] = 0.0
     return torch.from_numpy(rows)
+
+
+def has_sparse_gradients() -> bool:
+    """Whether a big table outside the kernels may have sparse gradients: replicas of several ranks exchange dense ones
+    only. The update is the same, but for lazy_adam, which is Adam then."""
+    return world_size() == 1
 
 
 def _read_vectors(path: str) -> np.ndarray:
