@@ -30,7 +30,8 @@ from tml.benchmarks.runs import real_data
 
 CONFIG = ROOT / "projects" / "light_ranker" / "configs" / "bank.yaml"
 FEATURES = CONFIG.parent / "features" / CONFIG.name
-NUMBERS = ("age", "balance", "day", "campaign", "pdays", "previous")
+MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+NUMBERS = ("age", "balance", "day", "year_day", "campaign", "pdays", "previous")
 CATEGORIES = ("job", "marital", "education", "default", "housing", "loan", "contact", "month", "poutcome")
 SHARES = {"train": 0.6, "valid": 0.2, "test": 0.2}
 LARGEST_LOSS = 0.005
@@ -47,11 +48,13 @@ def main() -> None:
 
 
 def read_calls(path: Path) -> pa.Table:
-    """The calls: numbers as integers, all else as text, and the label once more as `click`, 0 or 1."""
+    """The calls: numbers as integers, all else as text; `year_day`, the place of the date in a year of months of 31
+    days; and the label once more as `click`, 0 or 1."""
     with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
         calls = list(csv.DictReader(file))
     whole = {*NUMBERS, "duration"}
     columns = {name: [int(call[name]) if name in whole else call[name] for call in calls] for name in calls[0]}
+    columns["year_day"] = [31 * MONTHS.index(call["month"]) + int(call["day"]) for call in calls]
     return pa.table(columns | {"click": [int(call["y"] == "yes") for call in calls]})
 
 
