@@ -52,6 +52,4 @@ def test_fault_a_setting_that_cannot_be_is_refused_in_the_users_words(sections, 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_the_configs_of_the_project_are_valid(path):
-    if "model" not in path.read_text():
-        pytest.skip("not the config of a run")
-    load_config(LightRankerConfig, path)
+    assert load_config(LightRankerConfig, path).training.save_dir.startswith("runs/")
