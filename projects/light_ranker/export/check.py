@@ -122,9 +122,9 @@ def refuse_difference(found: dict[str, float], limit: float, where: object) -> N
 
 
 def auc_of(graph: ExportedGraph, samples: Iterable[CheckRows], label: int) -> float:
-    """Weighted area under the ROC curve over rows with labels; NaN if a class is missing."""
+    """Weighted area under the ROC curve over rows with labels, by logit; NaN if a class is missing."""
     columns: list[tuple[Sequence[float], ...]] = [
-        (graph.of_rows(rows)[PROBABILITY], rows.labels[:, label], rows.weight) for rows in samples
+        (graph.of_rows(rows)[LOGIT], rows.labels[:, label], rows.weight) for rows in samples
     ]  # type: ignore[misc]
     scores, labels, weights = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*columns, strict=True))
     return float(roc_auc(scores, labels > 0, weights.double()))

@@ -13,7 +13,9 @@ def export_command(
     out: Annotated[Path | None, typer.Option(help="Folder to make; SAVE_DIR/export by default.")] = None,
     step: Annotated[int | None, typer.Option(min=0, help="Step to export; else the best or latest.")] = None,
     int8: Annotated[bool, typer.Option(help="Also write layers in 8 bits, and print their cost in AUC.")] = False,
-    int8_tables: Annotated[bool, typer.Option(help="With --int8: the embeddings too.")] = False,
+    int8_tables: Annotated[
+        bool, typer.Option(help="With --int8: the embeddings too; a third of the space, slower.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an exported ranker that lies there.")] = True,
 ) -> None:
     """Write a checkpoint as ONNX with its vocabularies and signature, and check that it scores like the trainer."""

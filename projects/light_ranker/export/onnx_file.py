@@ -20,6 +20,7 @@ from torch import Tensor, nn
 # The newest that ONNX Runtime reads without a warning; graphs of old versions stay readable.
 _OPSET, _IR_VERSION = 20, 10
 _EXAMPLE_ROWS = 3
+_NOISY = ("torch.onnx._internal.exporter._registration", "torch.fx._symbolic_trace")
 
 
 def record_graph(graph: nn.Module, inputs: dict[str, tuple[torch.dtype, int]], outputs: list[str]) -> onnx.ModelProto:
@@ -32,7 +33,7 @@ def record_graph(graph: nn.Module, inputs: dict[str, tuple[torch.dtype, int]], o
     """
     examples = {name: torch.zeros(_EXAMPLE_ROWS, columns, dtype=kind) for name, (kind, columns) in inputs.items()}
     rows = torch.export.Dim("rows", min=2, max=2**31)
-    with _quiet(), torch.no_grad():
+    with torch.no_grad():
         program = torch.onnx.export(
             graph.eval(),
             kwargs=examples,
@@ -67,14 +68,21 @@ def stand_in(table: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter warns of packages that are not there and of its own use of old functions."""
-    noisy = logging.getLogger("torch.onnx")
-    level = noisy.level
-    noisy.setLevel(logging.ERROR)
+def without_advice() -> Iterator[None]:
+    """Hold back what torch's exporter says of missing packages and of its own use of old functions, and what torchrec
+    causes once the exporter is loaded."""
+    noisy = [logging.getLogger(name) for name in _NOISY]
     try:
+        for logger in noisy:
+            # A level would not do: the exporter sets the levels of its loggers anew.
+            logger.addFilter(_drop)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        noisy.setLevel(level)
+        for logger in noisy:
+            logger.removeFilter(_drop)
+
+
+def _drop(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR

@@ -22,7 +22,7 @@ from tml.projects.light_ranker.export import check
 from tml.projects.light_ranker.export.folder import new_export
 from tml.projects.light_ranker.export.graph import MlpGraph, ServingGraph, isotonic_of
 from tml.projects.light_ranker.export.lolly_graph import LollyGraph
-from tml.projects.light_ranker.export.onnx_file import record_graph, save_graph
+from tml.projects.light_ranker.export.onnx_file import record_graph, save_graph, without_advice
 from tml.projects.light_ranker.export.quantize import quantize_layers
 from tml.projects.light_ranker.export.rows import CheckRows, made_up_rows, read_rows
 from tml.projects.light_ranker.export.tables import attach_tables, write_byte_tables, write_float_tables
@@ -101,7 +101,7 @@ def export_ranker(
     _check_request(model, encoder, settings, evaluation_files, Path(features_dir))
     calibration = isotonic_of(isotonic)
     graph = (MlpGraph if isinstance(model, MlpRanker) else LollyGraph)(model, calibration)  # type: ignore[arg-type]
-    with new_export(out_dir, overwrite) as folder:
+    with new_export(out_dir, overwrite) as folder, without_advice():
         for name in ENCODER_FILES:
             _copy(Path(features_dir) / name, folder / name)
         _write_graphs(graph, settings, folder)
