@@ -3,9 +3,9 @@
     python benchmarks/light_ranker_serving.py
 
 An untrained model of 26 id features (2.7 M rows of 16 in all, sizes in geometric progression), 13 numbers and hidden
-layers of 256 and 128 is exported; half of its features are the user's. Requests differ, ids are drawn with u ** 3 (a
-few are frequent), every 20th number is missing. Contestants take turns, a block of requests each, so that a machine
-that slows down slows all of them. A latency runs from encoded ids and numbers to probabilities in numpy:
+layers of 256 and 128 is exported; half of its features are the user's (--user-ids sets another share). Requests differ,
+ids are drawn with u ** 3 (a few are frequent), every 20th number is missing. Contestants take turns, a block of
+requests each, so that a machine that slows down slows all of them. A latency runs from encoded ids and numbers to probabilities in numpy:
 
 - scorer: `Scorer.score_encoded`, the user's half of the first layer computed once
 - scorer, raw: `Scorer.score`, from raw columns (Arrow), hashing and checks included
@@ -72,8 +72,8 @@ def main() -> None:
     record |= {"rows": rows, "medians_of_rounds": medians, "scorer_over": against}
     text = (
         f"{arguments.candidates:,} candidates of one user, {arguments.threads} threads, {NUM_IDS} id features "
-        f"({TOTAL_ROWS / 1e6:.1f} M rows of {DIM}), {NUM_NUMBERS} numbers, hidden layers 256 and 128, interaction "
-        f"{arguments.interaction}; "
+        f"({arguments.user_ids} the user's; {TOTAL_ROWS / 1e6:.1f} M rows of {DIM}), {NUM_NUMBERS} numbers, hidden "
+        f"layers 256 and 128, interaction {arguments.interaction}; "
         f"{arguments.rounds} rounds of {arguments.requests} requests each.\n\n{markdown_table(rows)}\n\n"
         f"The scorer takes {_share(against[PLAIN])} of the plain graph's time and {_share(against[EAGER])} of the "
         "eager model's (median of rounds, lowest to highest). Raw requests hash every id; vocabularies cost more."
@@ -90,7 +90,7 @@ def _contestants(folder: Path, arguments: argparse.Namespace) -> dict[str, Calla
     from tml.projects.light_ranker.serving.scorer import Scorer
 
     torch.set_num_threads(arguments.threads)
-    model = _model(_write_features(folder / "features", split=True), arguments.interaction)
+    model = _model(_write_features(folder / "features", arguments.user_ids), arguments.interaction)
     split = _write_split(folder / "split.parquet", model)
 
     def exported(name: str, model: Any, features: Path, **settings: bool) -> Path:
@@ -100,7 +100,7 @@ def _contestants(folder: Path, arguments: argparse.Namespace) -> dict[str, Calla
 
     ours = exported("split", model, folder / "features", int8=True)
     bytes_too = exported("bytes", model, folder / "features", int8=True, int8_tables=True)
-    encoder = _write_features(folder / "plain_features", split=False)
+    encoder = _write_features(folder / "plain_features", 0)
     plain_model = _model(encoder, arguments.interaction)
     plain = Scorer(exported("plain", plain_model, folder / "plain_features"), arguments.threads)
     scorer, int8, int8_tables = (
@@ -118,8 +118,9 @@ def _contestants(folder: Path, arguments: argparse.Namespace) -> dict[str, Calla
     }
 
 
-def _write_features(folder: Path, split: bool) -> Any:
-    """The folder that `prepare` would write; every second feature is the user's if `split`."""
+def _write_features(folder: Path, num_user_ids: int) -> Any:
+    """The folder that `prepare` would write, with so many of the id features, and as large a share of the numbers, the
+    user's; large and small tables alike."""
     from tml.core.config.loading import load_config
     from tml.projects.light_ranker.features.config import FeatureConfig
     from tml.projects.light_ranker.features.encoder import Encoder
@@ -127,11 +128,11 @@ def _write_features(folder: Path, split: bool) -> Any:
     folder.mkdir()
     lines = ["features:"]
     for number, size in enumerate(_table_sizes()):
-        side = "user" if split and number % 2 else "candidate"
+        side = _side(number, num_user_ids)
         hashed = f"{{num_buckets: {size - 2}}}"
         lines.append(f"  - {{name: C{number}, kind: categorical, side: {side}, hashed: {hashed}, type: int}}")
     for number in range(NUM_NUMBERS):
-        side = "user" if split and number % 2 else "candidate"
+        side = _side(number, num_user_ids)
         lines.append(f"  - {{name: I{number}, kind: continuous, side: {side}}}")
     lines.append("labels:\n  - {name: click, kind: binary}\n")
     (folder / "features.yaml").write_text("\n".join(lines), encoding="utf-8")
@@ -139,6 +140,12 @@ def _write_features(folder: Path, split: bool) -> Any:
     (folder / "vocab").mkdir()
     encoder.spec.save(folder / "encoding.json")
     return encoder
+
+
+def _side(number: int, num_user_ids: int) -> str:
+    """The user's features are spread evenly over all."""
+    is_user = (number + 1) * num_user_ids // NUM_IDS > number * num_user_ids // NUM_IDS
+    return "user" if is_user else "candidate"
 
 
 def _table_sizes() -> list[int]:
@@ -271,6 +278,7 @@ def _share(spread: Spread) -> str:
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--candidates", type=int, default=1_500, help="of each request")
+    parser.add_argument("--user-ids", type=int, default=NUM_IDS // 2, help=f"of the {NUM_IDS} id features")
     parser.add_argument("--interaction", default="none", choices=("none", "fwfm", "dot", "cross"), help="of the model")
     parser.add_argument("--threads", type=int, default=2, help="of every contestant")
     parser.add_argument("--rounds", type=int, default=20, help="turns of each contestant")

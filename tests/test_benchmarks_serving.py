@@ -17,8 +17,8 @@ def features(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "TOTAL_ROWS", 5_000)
         folder = tmp_path_factory.mktemp("serving")
-        split = benchmark._write_features(folder / "features", split=True)
-        plain = benchmark._write_features(folder / "plain_features", split=False)
+        split = benchmark._write_features(folder / "features", 13)
+        plain = benchmark._write_features(folder / "plain_features", 0)
         yield folder, split, plain
 
 
