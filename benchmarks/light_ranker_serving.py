@@ -5,7 +5,8 @@
 An untrained model of 26 id features (2.7 M rows of 16 in all, sizes in geometric progression), 13 numbers and hidden
 layers of 256 and 128 is exported; half of its features are the user's (--user-ids sets another share). Requests differ,
 ids are drawn with u ** 3 (a few are frequent), every 20th number is missing. Contestants take turns, a block of
-requests each, so that a machine that slows down slows all of them. A latency runs from encoded ids and numbers to probabilities in numpy:
+requests each, so that a machine that slows down slows all of them. A latency runs from encoded ids and numbers to
+probabilities in numpy:
 
 - scorer: `Scorer.score_encoded`, the user's half of the first layer computed once
 - scorer, raw: `Scorer.score`, from raw columns (Arrow), hashing and checks included
