@@ -39,6 +39,7 @@ from tml.core.resume import empty_save_dir, restore_run, run_tensors
 from tml.core.run_checks import check_settings
 from tml.core.train_loop import EvaluationInterrupted, TrainLoop, TrainState, evaluating
 from tml.core.train_pipeline import FiniteGuard, TrainPipeline
+from tml.machines.launch import num_cores
 
 __all__ = [
     "EvaluationInterrupted",
@@ -202,7 +203,14 @@ def _batches(loop: TrainLoop) -> AgreedBatches:
     batches = batches_of_epochs(loop.data, loop.state.cursor, loop.config.num_epochs)
     joined = accumulate(batches, loop.config.gradient_accumulation)
     pin = (lambda batch: batch.pin_memory()) if loop.device.type != "cpu" else None
-    return AgreedBatches(Prefetcher(joined, loop.runtime.num_prefetch_batches, pin), loop.stop)
+    return AgreedBatches(Prefetcher(joined, _num_prefetch_batches(loop), pin), loop.stop)
+
+
+def _num_prefetch_batches(loop: TrainLoop) -> int:
+    wanted = loop.runtime.num_prefetch_batches
+    if wanted is not None:
+        return wanted
+    return 0 if loop.device.type == "cpu" and num_cores() <= 2 else 2
 
 
 def _is_over(loop: TrainLoop) -> bool:

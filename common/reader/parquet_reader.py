@@ -63,8 +63,8 @@ class ParquetReader:
 
     Each rank decodes whole windows and keeps its own rows. One background thread decodes the next window while the
     current one is consumed, so about two windows of fewer than `shuffle_window_rows` + the largest row group's rows are
-    in memory, each at the width of `columns`, plus, while decoding, once more that width and 16 bytes a row: some 100
-    MB for a million rows of three int64.
+    in memory, each at the width of `columns` and 8 bytes a row, plus one row group while it is decoded: some 80 MB for
+    a million rows of three int64.
 
     Every `iter(reader)` starts again at the loaded cursor (or the beginning), and iterators are independent of each
     other.
@@ -194,28 +194,32 @@ class ParquetReader:
     def _epochs(self, start: Cursor) -> Iterator[int]:
         return iter(count(start.epoch) if self.num_epochs is None else range(start.epoch, self.num_epochs))
 
-    def _decode_jobs(self, start: Cursor) -> Iterator[Callable[[], Columns]]:
+    def _decode_jobs(self, start: Cursor) -> Iterator[Callable[[], _DecodedWindow]]:
         for epoch in self._epochs(start):
             first_row = start.row if epoch == start.epoch else 0
             for window in self._order.windows(epoch):
                 if window.stop_position > first_row:
                     yield partial(self._decode, epoch, window, first_row)
 
-    def _decode(self, epoch: int, window: Window, first_row: int) -> Columns:
-        """This rank's rows of a window, in the epoch's order; `first_row` is where the epoch's first batch begins."""
-        rows = self._order.row_permutation(epoch, window)[self._is_own(window, first_row)]
+    def _decode(self, epoch: int, window: Window, first_row: int) -> _DecodedWindow:
+        """A window, and this rank's rows of it; `first_row` is where the epoch's first batch begins."""
+        rows = self._own_rows(epoch, window, first_row)
         unshuffled = {name: np.empty(window.num_rows, dtype) for name, dtype in self._dtypes.items()}
         for file, placed in _by_file(window).items():
             with self._files[file].open(self.columns, self._use_threads) as opened:
                 for start, segment in placed:
                     out = {name: array[start : start + segment.num_rows] for name, array in unshuffled.items()}
                     opened.read_into(out, segment.row_group, segment.start, segment.stop)
-        return {name: array[rows] for name, array in unshuffled.items()}
+        return _DecodedWindow(unshuffled, rows)
 
-    def _is_own(self, window: Window, first_row: int) -> np.ndarray:
+    def _own_rows(self, epoch: int, window: Window, first_row: int) -> np.ndarray:
+        """Places in the window of this rank's rows, in the epoch's order."""
+        rows = self._order.row_permutation(epoch, window)
+        if self._world_size == 1:
+            return rows[max(first_row - window.first_position, 0) :]
         positions = np.arange(window.first_position, window.stop_position) - first_row
         rank = positions % self.global_batch_size // (self.global_batch_size // self._world_size)
-        return (positions >= 0) & (rank == self._rank)
+        return rows[(positions >= 0) & (rank == self._rank)]
 
     def _set_rank(self, rank: int, world_size: int) -> None:
         _check_at_least(1, world_size=world_size)
@@ -242,35 +246,47 @@ class ParquetReader:
             )
 
 
+@dataclass(frozen=True, eq=False)
+class _DecodedWindow:
+    """The columns of a window in file order, and the places of this rank's rows in the epoch's order.
+
+    Rows are put in order when they are taken: done for the whole window at once, the first batch would wait for it.
+    """
+
+    columns: Columns
+    rows: np.ndarray
+
+
 class _RowStream:
     """Takes any number of rows off a stream of windows."""
 
-    def __init__(self, windows: Iterator[Columns], dtypes: Mapping[str, np.dtype]) -> None:
+    def __init__(self, windows: Iterator[_DecodedWindow], dtypes: Mapping[str, np.dtype]) -> None:
         self._windows = windows
         self._dtypes = dtypes
-        self._current: Columns = {}
+        self._current: _DecodedWindow | None = None
         self._used, self._size = 0, 0
 
     def take(self, num_rows: int) -> Columns:
-        # Copies, so that a batch that is kept does not keep its whole window.
         taken = {name: np.empty(num_rows, dtype) for name, dtype in self._dtypes.items()}
         filled = 0
         while filled < num_rows:
             if self._used == self._size:
                 self._next_window()
+            assert self._current is not None
             num = min(num_rows - filled, self._size - self._used)
+            rows = self._current.rows[self._used : self._used + num]
             for name, array in taken.items():
-                array[filled : filled + num] = self._current[name][self._used : self._used + num]
+                np.take(self._current.columns[name], rows, out=array[filled : filled + num], mode="clip")
             filled, self._used = filled + num, self._used + num
         return taken
 
     def _next_window(self) -> None:
-        self._current = {}  # let go before the next one comes
+        self._current = None  # let go before the next one comes
         self._current = next(self._windows)
-        self._used, self._size = 0, len(next(iter(self._current.values())))
+        self._used, self._size = 0, len(self._current.rows)
 
 
-def _prefetched(jobs: Iterator[Callable[[], Columns]]) -> Generator[Columns, None, None]:
+def _prefetched(jobs: Iterator[Callable[[], _DecodedWindow]]) -> Generator[_DecodedWindow, None, None]:
     """Results of the jobs in order, one job ahead of the consumer; a job's exception is raised in its turn."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tml-reader") as pool:
         pending = [pool.submit(job) for job in _first(jobs)]
@@ -280,12 +296,12 @@ def _prefetched(jobs: Iterator[Callable[[], Columns]]) -> Generator[Columns, Non
             yield window
 
 
-def _one_by_one(jobs: Iterator[Callable[[], Columns]]) -> Generator[Columns, None, None]:
+def _one_by_one(jobs: Iterator[Callable[[], _DecodedWindow]]) -> Generator[_DecodedWindow, None, None]:
     for job in jobs:
         yield job()
 
 
-def _first(jobs: Iterator[Callable[[], Columns]]) -> list[Callable[[], Columns]]:
+def _first(jobs: Iterator[Callable[[], _DecodedWindow]]) -> list[Callable[[], _DecodedWindow]]:
     return [job for job in [next(jobs, None)] if job is not None]
 
 

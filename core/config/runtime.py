@@ -72,11 +72,12 @@ class RuntimeConfig(BaseConfig):
         "this one computes. auto: sparse_dist where tables are sharded and there is a GPU or more than one rank.",
         json_schema_extra=MAY_CHANGE,
     )
-    num_prefetch_batches: int = Field(
-        default=2,
+    num_prefetch_batches: int | None = Field(
+        default=None,
         ge=0,
         le=1000,
-        description="Batches made ready by a background thread; 0 makes each in the training thread.",
+        description="Batches made ready by a background thread; 0 makes each in the training thread. null is 2, but 0 "
+        "on a CPU of one or two cores, where the thread would take more from the step than it gives.",
         json_schema_extra=MAY_CHANGE,
     )
     num_threads: int | None = Field(

@@ -282,11 +282,11 @@ def test_memory_is_bounded_by_windows(tmp_path, monkeypatch, prefetch):
 
     def counted(self, epoch, window, first_row):
         nonlocal most_alive
-        columns = decode(self, epoch, window, first_row)
+        found = decode(self, epoch, window, first_row)
         assert window.num_rows < 20 + 10
-        decoded.append(weakref.ref(columns["row"]))
+        decoded.append(weakref.ref(found.columns["row"]))
         most_alive = max(most_alive, sum(array() is not None for array in decoded))
-        return columns
+        return found
 
     monkeypatch.setattr(ParquetReader, "_decode", counted)
     kept = list(reader)  # batches that are kept do not keep their windows
