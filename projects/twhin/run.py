@@ -71,6 +71,7 @@ def build_run(config: TwhinConfig, device: torch.device) -> TwhinRun:
         seed=seed,
         rank=rank(),
         num_ranks=world_size(),
+        num_epochs=config.training.num_epochs,
     )
     model = build_model(config.model, config.train_data, layout, device, seed)
     return TwhinRun(config, device, schema, data, model, build_optimizers(config.model, model))

@@ -32,6 +32,7 @@ class EdgesDataset:
         seed: of the order of edges and of the uniform negatives.
         rank: this rank.
         num_ranks: all ranks.
+        num_epochs: how many will be asked for, so that nothing is read ahead beyond them; None never ends.
 
     Raises:
         ConfigError: the batch cannot be shared evenly among ranks or blocks.
@@ -48,6 +49,7 @@ class EdgesDataset:
         seed: int = 0,
         rank: int = 0,
         num_ranks: int = 1,
+        num_epochs: int | None = None,
     ) -> None:
         batch_size = config.batch_size(num_ranks)
         self._num_blocks = _num_blocks(config, batch_size, num_ranks)
@@ -64,7 +66,8 @@ class EdgesDataset:
             seed=seed,
             shuffle=config.shuffle,
             shuffle_window_rows=config.shuffle_window_rows,
-            num_epochs=None,
+            num_epochs=num_epochs,
+            use_threads=True,
             offset=config.offset,
             limit=config.limit,
         )
