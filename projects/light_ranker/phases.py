@@ -155,9 +155,15 @@ def run_training(config: LightRankerConfig, device: torch.device) -> tuple[Ranke
     return run, state
 
 
-def restore_model(run: RankerRun, step: int | None = None) -> int:
-    """Load the model's tensors of a step (the best, else the latest, if None) and say which step it was."""
-    checkpoints = CheckpointManager(run.config.training.save_dir, max_to_keep=None, lock=False)
+def restore_model(run: RankerRun, step: int | None = None, alone: bool = False) -> int:
+    """Load the model's tensors of a step (the best, else the latest, if None) and say which step it was.
+
+    Args:
+        run: whose model is filled.
+        step: a committed step.
+        alone: this rank reads by itself; otherwise all ranks call this.
+    """
+    checkpoints = CheckpointManager(run.config.training.save_dir, max_to_keep=None, lock=False, alone=alone)
     tensors = model_tensors(run.model)
     checkpoints.restore(tensors, step=checkpoints.best() if step is None else step, only=set(tensors))
     assert checkpoints.restored_step is not None
@@ -261,7 +267,7 @@ def load_trained(
         moved = config.training.model_copy(update={"save_dir": str(save_dir)})
         config = config.model_copy(update={"training": moved})
     run = build_run(config, torch.device("cpu"), local=True)
-    step = restore_model(run, step)
+    step = restore_model(run, step, alone=True)
     run.model.eval()
     isotonic = load_isotonic(config.training.save_dir, {"step": step})
     held_out = config.validation_data or config.test_data
@@ -300,7 +306,8 @@ def _calibrate_here(config: LightRankerConfig, spec: FeatureSpec) -> None:
     if found is not None and found.fingerprint == expected:
         logger.info("calibration is in %s already", folder)
         return
-    if found is not None and CheckpointManager(config.training.save_dir, max_to_keep=None, lock=False).latest():
+    checkpoints = CheckpointManager(config.training.save_dir, max_to_keep=None, lock=False, alone=True)
+    if found is not None and checkpoints.latest() is not None:
         require_fresh(found, expected, folder)
     if config.calibration.load_dir is None:
         fitted = sample.fit()

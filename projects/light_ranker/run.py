@@ -174,7 +174,7 @@ def _is_exported(config: LightRankerConfig, folder: Path) -> bool:
         known = (facts["identity"], facts["step"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
-    checkpoints = CheckpointManager(config.training.save_dir, max_to_keep=None, lock=False)
+    checkpoints = CheckpointManager(config.training.save_dir, max_to_keep=None, lock=False, alone=True)
     step = checkpoints.best() or checkpoints.latest()
     if step is None or known != (export_identity(config, step), step):
         return False

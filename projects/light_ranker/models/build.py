@@ -62,7 +62,8 @@ def build_model(
     """
     seed = config.runtime.seed
     section = config.model.lolly_lr
-    objective = Objective(config.loss, slots.spec, section.replicate_label if section else None)
+    replicate_label = section.replicate_label if section else None
+    objective = Objective(config.loss, slots.spec, replicate_label, num_ranks=1 if local else None)
     alone = local or (device.type == "cpu" and world_size() == 1)
     if isinstance(slots, LollySlots):
         return _replicated(_lolly(config, slots, objective), device, alone)

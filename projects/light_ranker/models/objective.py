@@ -31,14 +31,19 @@ class Objective(nn.Module):
         spec: says where each label lies.
         replicate_label: label with another model's score, 0 to 100. Its logit is then learnt and nothing else, by the
             plain squared error over all rows, whatever their weights.
+        num_ranks: ranks that hold a share of each batch; those of this run by default. With 1 the loss asks no other
+            rank, so that an export or an answer on one rank does not wait for the rest.
 
     Raises:
         ConfigError: a label is unknown or of the wrong kind, or a ranking loss lacks groups.
     """
 
-    def __init__(self, config: LossConfig, spec: FeatureSpec, replicate_label: str | None = None) -> None:
+    def __init__(
+        self, config: LossConfig, spec: FeatureSpec, replicate_label: str | None = None, num_ranks: int | None = None
+    ) -> None:
         super().__init__()
         self.config = config
+        self._num_ranks = world_size() if num_ranks is None else num_ranks
         self._scores = None
         if replicate_label is not None:
             self._scores = label_place(spec, replicate_label, "model.lolly_lr.replicate_label", "nonnegative")
@@ -83,7 +88,7 @@ class Objective(nn.Module):
 
     def _loss(self, predictions: dict[str, Tensor], batch: RankerBatch) -> Tensor:
         logits, labels = predictions["click"], batch.labels[:, self._click]
-        share = batch.weight * (world_size() / _global_sum(batch.weight))
+        share = batch.weight * (self._num_ranks / self._global_sum(batch.weight))
         loss = self.config.alpha * (F.binary_cross_entropy_with_logits(logits, labels, reduction="none") * share).sum()
         if self._watch_time is not None:
             target = batch.labels[:, self._watch_time]
@@ -94,9 +99,15 @@ class Objective(nn.Module):
             loss = loss + self.config.ranking.weight * self._ranking(logits, labels, batch.group, batch.weight)
         return loss
 
+    def _global_sum(self, values: Tensor) -> Tensor:
+        total = values.sum()
+        if self._num_ranks > 1:
+            dist.all_reduce(total)
+        return torch.where(total > 0, total, 1.0)
+
     def _replication(self, logits: Tensor, batch: RankerBatch) -> Tensor:
         is_real = batch.is_real.to(logits.dtype)
-        share = is_real * (world_size() / _global_sum(is_real))
+        share = is_real * (self._num_ranks / self._global_sum(is_real))
         return ((logits - lolly_logit(batch.labels[:, self._scores])).square() * share).sum()
 
     def _outputs(self, predictions: dict[str, Tensor], batch: RankerBatch) -> dict[str, Tensor]:
@@ -135,10 +146,3 @@ def label_place(spec: FeatureSpec, name: str, where: str, kind: str) -> int:
         limit=", ".join(f"{label.name} ({label.kind})" for label in spec.labels) or "the data has no labels",
         fix="name one of them, or prepare the data again",
     )
-
-
-def _global_sum(values: Tensor) -> Tensor:
-    total = values.sum()
-    if world_size() > 1:
-        dist.all_reduce(total)
-    return torch.where(total > 0, total, 1.0)
