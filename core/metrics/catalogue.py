@@ -27,7 +27,7 @@ from tml.core.metrics.auc import Auc, PrAuc
 from tml.core.metrics.base import OutputMetric, metric_collection
 from tml.core.metrics.binned_auc import PrAuc200, RocAuc200
 from tml.core.metrics.calibration import EqualMassCalibrationError, ExpectedCalibrationError
-from tml.core.metrics.classification import Accuracy, AtThreshold, AtThresholds, Precision, Recall
+from tml.core.metrics.classification import Accuracy, AtThreshold, AtThresholds, Precision, Recall, Statistic
 from tml.core.metrics.errors import MeanAbsoluteError, MeanSquaredError
 from tml.core.metrics.mean import Ctr, NumSamples, Pctr, PredictionStdDev, TotalWeight
 from tml.core.metrics.ndcg import Ndcg
@@ -190,8 +190,8 @@ def _check_prefixes(name: str, prefixes: Sequence[str], entry: Entry) -> None:
 
 
 def _entries(epsilon: float, threshold: float) -> dict[str, Entry]:
-    watch_time = {"prediction": "watch_time_prediction", "target": "watch_time_label"}
-    lolly = {"target": "lolly_probabilities", "weighted": False}
+    watch_time: dict[str, Any] = {"prediction": "watch_time_prediction", "target": "watch_time_label"}
+    lolly: dict[str, Any] = {"target": "lolly_probabilities", "weighted": False}
     entries = {
         "total_weight": Entry(TotalWeight, reads_prediction=False),
         "num_samples": Entry(NumSamples, reads_prediction=False, reads_weights=False),
@@ -214,14 +214,17 @@ def _entries(epsilon: float, threshold: float) -> dict[str, Entry]:
         "mae": Entry(MeanAbsoluteError),
         "lolly_tf_score_mse": Entry(partial(MeanSquaredError, **lolly), reads_weights=False),
     }
-    for error, metric in (("mse", MeanSquaredError), ("mae", MeanAbsoluteError)):
+    errors: dict[str, Callable[..., Any]] = {"mse": MeanSquaredError, "mae": MeanAbsoluteError}
+    for error, metric in errors.items():
         plain, seconds = partial(metric, **watch_time), partial(metric, **watch_time, scale="from_log1p")
         entries[f"watch_time_{error}"] = Entry(plain, reads_prediction=False)
         entries[f"watch_time_{error}_seconds"] = Entry(seconds, reads_prediction=False)
-    for share, metric in (("accuracy", Accuracy), ("precision", Precision), ("recall", Recall)):
+    shares: dict[Statistic, Callable[..., Any]] = {"accuracy": Accuracy, "precision": Precision, "recall": Recall}
+    for share, metric in shares.items():
         entries[share] = Entry(partial(metric, threshold))
         entries[f"{share}_at_percentiles"] = Entry(partial(AtThresholds, share))
-    for count in ("tp", "fp", "tn", "fn"):
+    counts: tuple[Statistic, ...] = ("tp", "fp", "tn", "fn")
+    for count in counts:
         entries[count] = Entry(partial(AtThreshold, count, threshold))
         entries[f"{count}_at_percentiles"] = Entry(partial(AtThresholds, count))
     return entries
