@@ -80,8 +80,8 @@ def test_the_loss_falls_and_filtered_mrr_rises_to_ten_times_chance(graph, tmp_pa
 
 
 def test_b01_positives_rise_above_negatives_and_every_relation_gets_a_gradient(graph, tmp_path):
-    settings = tiny_settings(graph, tmp_path / "run", model={"reciprocal_relations": True})
-    run_ = _twhin_run(settings)
+    endless = {"num_epochs": None, "num_train_steps": 60}
+    run_ = _twhin_run(tiny_settings(graph, tmp_path / "run", training=endless, model={"reciprocal_relations": True}))
     scorer = head_of(run_.model).scorer
     start, gradients = scorer.weight.detach().clone(), torch.zeros_like(scorer.weight)
     before = _mean_scores(run_.model)
