@@ -25,6 +25,7 @@ from typing import Any, Literal
 import tml
 from tml.common.errors import DataError
 from tml.common.filesystem import atomic_write
+from tml.common.filesystem.digest import file_info
 
 logger = logging.getLogger(__name__)
 
@@ -156,8 +157,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     """The sha256 of a file's content; of a folder, that of its files' relative names and hashes, sorted by name."""
     place = Path(path)
     if place.is_file():
-        with place.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_info(place).sha256
     lines = (f"{file.relative_to(place).as_posix()}\0{sha256_of(file)}\n" for file in _files_of(place))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

@@ -12,7 +12,6 @@ Letters: `n` rows of a table, `D` embedding dim.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 import torch
 
 from tml.common.errors import DataError
+from tml.common.filesystem.digest import FileInfo, file_info
 from tml.projects.twhin.models.relations import RelationScorer, RelationSpec
 from tml.projects.twhin.models.scores import Comparator
 
@@ -33,16 +33,6 @@ MODEL_NAME = "model.json"
 RELATIONS_NAME = "relations.parquet"
 CARD_NAME = "model_card.json"
 READABLE_CARD_NAME = "MODEL_CARD.md"
-
-_READ_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class FileInfo:
-    """Bytes and SHA-256 of a file."""
-
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -151,16 +141,6 @@ def verify(folder: Path, info: ModelInfo) -> None:
                 "a file of the model has changed since its export",
                 where=folder / name, value=found.sha256, limit=file.sha256, fix="export the model again",
             )  # fmt: skip
-
-
-def file_info(path: Path) -> FileInfo:
-    """Size and checksum of a file as it is on disk."""
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while data := file.read(_READ_BYTES):
-            digest.update(data)
-            size += len(data)
-    return FileInfo(size, digest.hexdigest())
 
 
 def write_relations(path: Path, scorer: RelationScorer) -> None:

@@ -16,6 +16,7 @@ import torch
 
 import tml
 from tml.common.errors import ConfigError
+from tml.common.filesystem.digest import file_info
 from tml.common.modules.embedding_tables import LocalTables
 from tml.projects.light_ranker.config import ExportConfig
 from tml.projects.light_ranker.export import check
@@ -38,7 +39,6 @@ from tml.projects.light_ranker.serving.signature import (
     TABLE_NAME,
     FeatureInfo,
     Signature,
-    file_info,
     files_below,
     without_nan,
     write_signature,

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tml.common.errors import DataError
+from tml.common.filesystem.digest import FileInfo, file_info
 
 FORMAT = "tml-light-ranker"
 FORMAT_VERSION = 1
@@ -29,16 +30,6 @@ MODEL_NAME = "model.onnx"
 INT8_MODEL_NAME = "model.int8.onnx"
 TABLE_NAME = "table.bin"
 BYTE_TABLE_NAME = "table.int8.bin"
-
-_READ_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class FileInfo:
-    """Bytes and SHA-256 of a file."""
-
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -162,16 +153,6 @@ def write_signature(folder: Path, signature: Signature) -> None:
     """Write `signature.json`, the last file of an export."""
     text = json.dumps(signature.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
     (folder / SIGNATURE_NAME).write_text(text + "\n", encoding="utf-8")
-
-
-def file_info(path: Path) -> FileInfo:
-    """Size and checksum of a file as it is on disk."""
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while data := file.read(_READ_BYTES):
-            digest.update(data)
-            size += len(data)
-    return FileInfo(size, digest.hexdigest())
 
 
 def files_below(folder: Path) -> Iterator[str]:

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from tml.common.errors import DataError
 from tml.common.filesystem import is_remote
+from tml.common.filesystem.digest import file_info
 from tml.projects.twhin import model_folder
 from tml.projects.twhin.export.card import build_card, readable_card
 from tml.projects.twhin.export.ids import IdStream
 from tml.projects.twhin.export.tables import Blocks, row_groups, sync, write_npy, write_table
-from tml.projects.twhin.model_folder import ModelInfo, TableInfo, file_info
+from tml.projects.twhin.model_folder import ModelInfo, TableInfo
 from tml.projects.twhin.models.relations import RelationScorer
 
 

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from tml.common.errors import DataError, NonFiniteError
+from tml.common.filesystem.digest import FileInfo, file_info
 from tml.projects.twhin.export.ids import IdStream
-from tml.projects.twhin.model_folder import FileInfo, TableInfo, embeddings_path, file_info
+from tml.projects.twhin.model_folder import TableInfo, embeddings_path
 
 Blocks = Iterable[Tensor]
 

@@ -9,13 +9,14 @@ import torch
 
 from tests.projects.light_ranker.export.tiny_ranker import ISOTONIC, build, export, write_features, write_split
 from tml.common.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from tml.common.filesystem.digest import file_info
 from tml.projects.light_ranker.config import ExportConfig
 from tml.projects.light_ranker.export import check
 from tml.projects.light_ranker.export.folder import new_export
 from tml.projects.light_ranker.export.graph import isotonic_of
 from tml.projects.light_ranker.export.ranker import _made_up
 from tml.projects.light_ranker.export.tables import write_byte_tables
-from tml.projects.light_ranker.serving.signature import file_info, read_signature
+from tml.projects.light_ranker.serving.signature import read_signature
 
 
 @pytest.fixture(scope="module")
