@@ -11,7 +11,6 @@ config, files and every row, and trains nothing.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from tml.common.device import gather_objects, rank
 from tml.common.errors import ConfigError
 from tml.common.modules.calibrators import Isotonic
 from tml.common.tracking.record import ExperimentRecord
-from tml.core.config import format_config, load_config
+from tml.core.command_line import parse_arguments, run_arguments
 from tml.core.custom_training_loop import TrainState, only_evaluate
 from tml.core.session import run_main, runtime_session
 from tml.ml_logging import get_logger
@@ -217,30 +216,12 @@ def run_task(config: LightRankerConfig, task: str) -> int:
     return 0
 
 
-def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Train, evaluate or export a light ranker.")
-    parser.add_argument("--config", required=True, help="YAML file, see projects/light_ranker/configs")
-    parser.add_argument("--task", choices=TASKS, default="all", help="what to do (default: all)")
-    parser.add_argument("--print_config", action="store_true", help="print the whole resolved config and stop")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's")
-    return parser.parse_intermixed_args(argv)
-
-
-def run_command_line(arguments: argparse.Namespace) -> int:
-    """Do what the command line says and return the process's exit code."""
-    config = load_config(LightRankerConfig, arguments.config, arguments.overrides)
-    if arguments.print_config:
-        print(format_config(config), end="")
-        return 0
-    return run_task(config, arguments.task)
-
-
 @record
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of torchrun and of `tml light-ranker train`."""
-    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
-    run_main(lambda: run_command_line(arguments))
+    words = sys.argv[1:] if argv is None else argv
+    arguments = parse_arguments(words, "Train, evaluate or export a light ranker.", TASKS, default="all")
+    run_main(lambda: run_arguments(arguments, LightRankerConfig, run_task))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ every new checkpoint; `check` looks at config, files, ids and memory and trains 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from tml.common.checkpointing import CheckpointManager
 from tml.common.device import rank, world_size
 from tml.common.errors import ConfigError
-from tml.core.config import format_config, load_config
+from tml.core.command_line import parse_arguments, run_arguments
 from tml.core.config.training import changeable_paths
 from tml.core.custom_training_loop import TrainLoop, TrainState, only_evaluate, open_checkpoints, train
 from tml.core.optimizers.optimizers import Optimizers
@@ -168,30 +167,12 @@ def run_task(config: TwhinConfig, task: str) -> int:
     return 0
 
 
-def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Train or evaluate TwHIN embeddings.")
-    parser.add_argument("--config", required=True, help="YAML file, see projects/twhin/configs")
-    parser.add_argument("--task", choices=TASKS, default="train", help="what to do (default: train)")
-    parser.add_argument("--print_config", action="store_true", help="print the whole resolved config and stop")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's")
-    return parser.parse_intermixed_args(argv)
-
-
-def run_command_line(arguments: argparse.Namespace) -> int:
-    """Read the config, and print it or run its task; the exit code."""
-    config = load_config(TwhinConfig, arguments.config, arguments.overrides)
-    if not arguments.print_config:
-        return run_task(config, arguments.task)
-    print(format_config(config), end="")
-    return 0
-
-
 @record
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of torchrun and of `tml twhin train`."""
-    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
-    run_main(lambda: run_command_line(arguments))
+    words = sys.argv[1:] if argv is None else argv
+    arguments = parse_arguments(words, "Train or evaluate TwHIN embeddings.", TASKS, default="train")
+    run_main(lambda: run_arguments(arguments, TwhinConfig, run_task))
 
 
 if __name__ == "__main__":
