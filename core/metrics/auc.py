@@ -61,10 +61,8 @@ def mann_whitney_auc(scores: Tensor, positive: Tensor, weights: Tensor) -> Tenso
     return u / (positive_weight.sum() * negative_weight.sum())
 
 
-class Auc(KeptRowsMetric):
-    """Weighted area under the ROC curve of binary labels.
-
-    Undefined unless both classes have weight. Keeps all rows; see `KeptRowsMetric`.
+class _Area(KeptRowsMetric):
+    """An area of binary labels. Keeps all rows; see `KeptRowsMetric`.
 
     Args:
         prediction: output with the scores. Any rising function of the probability gives the same area.
@@ -72,13 +70,20 @@ class Auc(KeptRowsMetric):
     """
 
     higher_is_better = True
+    _fix = "let labels be 0 and 1"
 
     def __init__(self, prediction: str = "probabilities", **settings: Any) -> None:
         super().__init__(prediction, **settings)
 
     def check_rows(self, predictions: Tensor, labels: Tensor) -> None:
         """Refuses labels other than 0 and 1."""
-        check_binary(labels, f"{self._place()}, output 'labels'", "use AurocWithMwu, which takes a label threshold")
+        check_binary(labels, f"{self._place()}, output 'labels'", self._fix)
+
+
+class Auc(_Area):
+    """Weighted area under the ROC curve; see `_Area`. Undefined unless both classes have weight."""
+
+    _fix = "use AurocWithMwu, which takes a label threshold"
 
     def compute(self) -> Tensor:
         """Returns the area, float64."""
@@ -87,24 +92,11 @@ class Auc(KeptRowsMetric):
         return self.undefined("positives or negatives have no weight") if area.isnan() else area
 
 
-class PrAuc(KeptRowsMetric):
-    """Weighted area under the precision-recall curve of binary labels: the average precision.
+class PrAuc(_Area):
+    """Weighted area under the precision-recall curve, the average precision; see `_Area`.
 
-    Undefined unless the positives have weight. Keeps all rows; see `KeptRowsMetric`.
-
-    Args:
-        prediction: output with the scores. Any rising function of the probability gives the same area.
-        settings: see `OutputMetric`.
+    Undefined unless the positives have weight.
     """
-
-    higher_is_better = True
-
-    def __init__(self, prediction: str = "probabilities", **settings: Any) -> None:
-        super().__init__(prediction, **settings)
-
-    def check_rows(self, predictions: Tensor, labels: Tensor) -> None:
-        """Refuses labels other than 0 and 1."""
-        check_binary(labels, f"{self._place()}, output 'labels'", "let labels be 0 and 1")
 
     def compute(self) -> Tensor:
         """Returns the area, float64."""
