@@ -15,9 +15,10 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
     TML_VENV=/opt/venv \
     PATH=/opt/venv/bin:$PATH
 
+# g++: the CPU kernels are compiled for the processor that runs them (common/native/compiler.py).
 # git: a model card names the commit it was trained from, also when the checkout that is mounted over /app belongs to somebody else.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends git \
+    && apt-get install --yes --no-install-recommends g++ git libc6-dev \
     && rm -rf /var/lib/apt/lists/* \
     && git config --system --add safe.directory /app
 

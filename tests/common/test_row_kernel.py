@@ -20,9 +20,20 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 )
 from torch import Tensor
 
+from tml.common.modules import row_kernel
 from tml.common.modules.embedding_tables import kernel_arguments
 from tml.common.modules.row_kernel import RowKernel
 from tml.common.modules.table_layout import FusedKind, FusedOptimizerSpec
+
+
+@pytest.fixture(autouse=True, params=["compiled", "operations"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test of this file runs on the compiled kernel and on torch's operations."""
+    if request.param == "operations":
+        monkeypatch.setattr(row_kernel, "compiled", lambda source: None)
+    elif row_kernel.compiled(row_kernel._SOURCE) is None:
+        pytest.skip("no C++ compiler here")
+
 
 KINDS: tuple[FusedKind, ...] = ("sgd", "adagrad", "rowwise_adagrad")
 

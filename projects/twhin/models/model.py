@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -18,14 +17,16 @@ from torch.autograd.function import once_differentiable
 
 from tml.projects.twhin.data.chunks import ChunkedEdges, ChunkShape
 from tml.projects.twhin.models import scores
+from tml.projects.twhin.models.chunk_kernel import ChunkKernel
 from tml.projects.twhin.models.chunk_loss import Derivatives, SideLoss, scaled
+from tml.projects.twhin.models.chunk_runs import ChunkRun, chunk_runs
 from tml.projects.twhin.models.operators import OPERATORS, Operator
 from tml.projects.twhin.models.regularizers import REGULARIZERS
 from tml.projects.twhin.models.relations import RelationScorer
 
-# Rows of a block on a CPU. Smaller blocks would fit a core's own cache, but the cost of calling a hundred small
+# Rows of a part on a CPU. Smaller parts would fit a core's own cache, but the cost of calling a hundred small
 # operations outweighs that: 1, 4, 8 and 32 MiB gave 75, 117, 145 and 154 thousand edges a second (2 cores, dim 128).
-_BLOCK_BYTES = 32 << 20
+_PART_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class TwhinHead(nn.Module):
         self.scorer = scorer
         self.settings = settings
         self._side_loss = SideLoss(settings.loss, settings.margin)
+        # Looked at when first needed: compiling takes seconds, and not every head is trained.
+        self._kernel: ChunkKernel | None = None
 
     def forward(self, rows: Tensor, batch: ChunkedEdges) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and what is worth logging.
@@ -70,45 +73,71 @@ class TwhinHead(nn.Module):
             averaged over the global batch: a scalar whose mean over ranks is that of one rank. And `positive_score`,
             the detached mean over this rank's edges.
         """
-        loss, positive = _BlockwiseLoss.apply(rows, self.scorer.weight, self, batch)  # type: ignore[no-untyped-call]
+        loss, positive = _ChunkLosses.apply(rows, self.scorer.weight, self, batch)  # type: ignore[no-untyped-call]
         return loss, {"positive_score": positive}
 
-    def blocks(self, rows: Tensor, by_rows: Tensor, batch: ChunkedEdges) -> Iterator[_Block]:
-        """The chunks of a batch, a few of one operator at a time, each at the start of a graph of its own.
+    def edge_weight(self, batch: ChunkedEdges) -> Tensor:
+        """What each of an edge's two losses counts in the mean over the global batch: `[S, C]`."""
+        return batch.weight * (0.5 * self.settings.num_ranks / batch.num_examples)
 
-        Args:
-            rows: `[S * W, D]`.
-            by_rows: of the same shape; a block writes its part of the gradient there.
-            batch: the chunks.
+    def run_loss(self, run: ChunkRun) -> tuple[Tensor, Tensor, Tensor]:
+        """The weighted sum of a run's losses, the forward scores of its edges `[S, C]`, the derivatives by relations.
+
+        The derivatives by rows are written to `run.by_rows`.
         """
-        half, dim = self.settings.shape.num_nodes_of_side, rows.shape[-1]
-        # Half for each side.
-        weight = batch.weight * (0.5 * self.settings.num_ranks / batch.num_examples)
-        step = max(batch.part_chunks)
-        if rows.device.type == "cpu":
-            step = max(1, _BLOCK_BYTES // (2 * half * dim * rows.element_size()))
-        first_chunk = 0
-        for num_chunks in batch.part_chunks:
-            places = slice(first_chunk * 2 * half, (first_chunk + num_chunks) * 2 * half)
-            sides, by_sides = (tensor[places].view(2, num_chunks, half, dim) for tensor in (rows, by_rows))
-            for operator, run in _runs(batch.operators[first_chunk : first_chunk + num_chunks]):
-                for start in range(run.start, run.stop, step):
-                    within = slice(start, min(start + step, run.stop))
-                    chunks = slice(first_chunk + within.start, first_chunk + within.stop)
-                    lhs, rhs = (self._side(sides[side, within], by_sides[side, within]) for side in (0, 1))
-                    masked = self._masked(batch, chunks)
-                    yield _Block(operator, lhs, rhs, batch.rel[chunks], weight[chunks], *masked)
-            first_chunk += num_chunks
+        kernel = self._kernel_for(run)
+        if kernel is not None:
+            losses, positive, by_relations = kernel.losses(run, self.scorer.weight)
+            return losses.sum(), positive, by_relations
+        parts = [self._part_loss(part) for part in self._parts(run)]
+        losses, positives, by_relations = zip(*parts, strict=True)
+        return torch.stack(losses).sum(), torch.cat(positives), torch.stack(by_relations).sum(0)
 
-    def _side(self, rows: Tensor, by_rows: Tensor) -> _Side:
-        ends, candidates = (part.detach().requires_grad_() for part in self.settings.shape.split(rows))
-        return _Side(ends, candidates, *self.settings.shape.split(by_rows))
+    def _kernel_for(self, run: ChunkRun) -> ChunkKernel | None:
+        """The compiled head, where it can do this head's work."""
+        rows, settings = run.rows[0], self.settings
+        can_run = (
+            rows.device.type == "cpu"
+            and rows.dtype == torch.float32
+            and not torch.is_autocast_enabled("cpu")
+            and self.scorer.comparator == "dot"
+            and settings.regularizer is None
+            and ChunkKernel.can_run(settings.shape, rows.shape[-1])
+        )
+        if can_run and self._kernel is None:
+            self._kernel = ChunkKernel(settings.loss, settings.margin, self.scorer.reciprocal)
+        return self._kernel if can_run else None
 
-    def block_loss(self, block: _Block) -> tuple[Tensor, Tensor, Derivatives]:
+    def _parts(self, run: ChunkRun) -> Iterator[ChunkRun]:
+        """A few chunks at a time on a CPU.
+
+        Their tensors are small enough for the last cache, from rows to gradient, and none outlives its part; over the
+        whole batch each would go through memory several times.
+        """
+        rows = run.rows[0]
+        if rows.device.type != "cpu":
+            return iter([run])
+        return run.parts(max(1, _PART_BYTES // (2 * rows[0].numel() * rows.element_size())))
+
+    def _part_loss(self, part: ChunkRun) -> tuple[Tensor, Tensor, Tensor]:
+        """As `run_loss`, by torch's operations, at the start of a graph of its own."""
+        shape, relations = self.settings.shape, self.scorer.weight
+        with torch.enable_grad():
+            lhs, rhs = (_Side.of(*pair, shape) for pair in zip(part.rows, part.by_rows, strict=True))
+            loss, positive, derivatives = self._block_loss(_Block(OPERATORS[part.operator], lhs, rhs, part))
+            outputs, by_outputs = zip(*derivatives, strict=True)
+            inputs = (lhs.ends, lhs.candidates, rhs.ends, rhs.candidates, relations)
+            # An operator without parameters has no gradient by them.
+            grads = torch.autograd.grad(outputs, inputs, by_outputs, allow_unused=True)
+        lhs.collect(*grads[0:2], shape.size - shape.num_in_batch)
+        rhs.collect(*grads[2:4], shape.size - shape.num_in_batch)
+        return loss, positive, torch.zeros_like(relations) if grads[4] is None else grads[4]
+
+    def _block_loss(self, block: _Block) -> tuple[Tensor, Tensor, Derivatives]:
         """The weighted sum of a block's losses, the forward scores of its edges `[S, C]`, and the derivatives."""
         scorer = self.scorer
-        params = scorer.params(block.rel)
-        inverse = scorer.inverse_params(block.rel) if scorer.reciprocal else None
+        params = scorer.params(block.run.rel)
+        inverse = scorer.inverse_params(block.run.rel) if scorer.reciprocal else None
         rhs_loss, positive, derivatives = self._rhs_loss(block, params)
         lhs_loss, by_lhs_side = self._lhs_loss(block, params, inverse)
         penalty, by_penalty = self._penalty(block, params, inverse)
@@ -119,10 +148,10 @@ class TwhinHead(nn.Module):
         operator, comparator = block.operator, self.scorer.comparator
         lhs, rhs = block.lhs, block.rhs
         if comparator == "dot":
-            return self._dots_loss(operator.apply(lhs.ends, params), rhs, block.rhs_masked, block.weight)
+            return self._dots_loss(operator.apply(lhs.ends, params), rhs, block.run.masked[1], block.run.weight)
         positive = scores.score_pairs(operator, comparator, params, lhs.ends, rhs.ends)
         negative = scores.score_rhs(operator, comparator, params, lhs.ends, rhs.candidates)
-        loss, derivatives = self._side_loss.of_scores(positive, negative, block.rhs_masked, block.weight)
+        loss, derivatives = self._side_loss.of_scores(positive, negative, block.run.masked[1], block.run.weight)
         return loss, positive.detach(), derivatives
 
     def _lhs_loss(self, block: _Block, params: Tensor, inverse: Tensor | None) -> tuple[Tensor, Derivatives]:
@@ -135,7 +164,7 @@ class TwhinHead(nn.Module):
             else:
                 queries = operator.adjoint(rhs.ends, params)
                 bias = operator.adjoint_bias(rhs.ends, params) if self._side_loss.needs_bias else None
-            loss, _, derivatives = self._dots_loss(queries, lhs, block.lhs_masked, block.weight, bias)
+            loss, _, derivatives = self._dots_loss(queries, lhs, block.run.masked[0], block.run.weight, bias)
             return loss, derivatives
         if inverse is not None:
             positive = scores.score_pairs(operator, comparator, inverse, rhs.ends, lhs.ends)
@@ -143,7 +172,7 @@ class TwhinHead(nn.Module):
         else:
             positive = scores.score_pairs(operator, comparator, params, lhs.ends, rhs.ends)
             negative = scores.score_lhs(operator, comparator, params, rhs.ends, lhs.candidates)
-        return self._side_loss.of_scores(positive, negative, block.lhs_masked, block.weight)
+        return self._side_loss.of_scores(positive, negative, block.run.masked[0], block.run.weight)
 
     def _dots_loss(
         self, queries: Tensor, side: _Side, masked: Tensor, weight: Tensor, bias: Tensor | None = None
@@ -158,20 +187,8 @@ class TwhinHead(nn.Module):
         penalty = REGULARIZERS[self.settings.regularizer]
         forward = penalty(block.operator, params, block.lhs.ends, block.rhs.ends)
         backward = forward if inverse is None else penalty(block.operator, inverse, block.rhs.ends, block.lhs.ends)
-        value = self.settings.regularization_weight * ((forward + backward) * block.weight).sum()
+        value = self.settings.regularization_weight * ((forward + backward) * block.run.weight).sum()
         return value.detach(), [(value, torch.ones_like(value))]
-
-    def _masked(self, batch: ChunkedEdges, chunks: slice) -> tuple[Tensor, Tensor]:
-        """The masked places of some chunks, counted from the first of them."""
-        if chunks == slice(0, len(batch.rel)):
-            return batch.lhs_masked, batch.rhs_masked
-        scores_per_chunk = self.settings.shape.size * self.settings.shape.num_candidates
-        ends = torch.tensor([chunks.start, chunks.stop], device=batch.rel.device) * scores_per_chunk
-        parts = []
-        for masked in (batch.lhs_masked, batch.rhs_masked):
-            low, high = torch.searchsorted(masked, ends).tolist()
-            parts.append(masked[low:high] - chunks.start * scores_per_chunk)
-        return parts[0], parts[1]
 
 
 @dataclass(frozen=True)
@@ -185,6 +202,12 @@ class _Side:
     candidates: Tensor
     by_ends: Tensor
     by_candidates: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, by_rows: Tensor, shape: ChunkShape) -> _Side:
+        """The side of some chunks, from its rows `[S, W, D]` and the place of the gradient by them."""
+        ends, candidates = (part.detach().requires_grad_() for part in shape.split(rows))
+        return cls(ends, candidates, *shape.split(by_rows))
 
     def collect(self, by_ends: Tensor, by_candidates: Tensor | None, skipped: int) -> None:
         """Put the gradients in their place; the first `skipped` endpoints are no candidates."""
@@ -201,18 +224,11 @@ class _Block:
     operator: Operator
     lhs: _Side
     rhs: _Side
-    rel: Tensor
-    weight: Tensor
-    lhs_masked: Tensor
-    rhs_masked: Tensor
+    run: ChunkRun
 
 
-class _BlockwiseLoss(torch.autograd.Function):
-    """Loss and gradients of a few chunks at a time.
-
-    The tensors of a block are small enough for the last cache, from its rows to their gradient, and none outlives it;
-    over the whole batch each of them would go through memory several times.
-    """
+class _ChunkLosses(torch.autograd.Function):
+    """The loss of a batch's chunks, with its derivatives made in the same pass."""
 
     @staticmethod
     def forward(
@@ -220,21 +236,11 @@ class _BlockwiseLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         by_rows, by_relations = torch.empty_like(rows), torch.zeros_like(relations)
         total, positive = rows.new_zeros(()), rows.new_zeros(())
-        skipped = head.settings.shape.size - head.settings.shape.num_in_batch
-        with torch.enable_grad():
-            for block in head.blocks(rows, by_rows, batch):
-                loss, score, derivatives = head.block_loss(block)
-                outputs, by_outputs = zip(*derivatives, strict=True)
-                lhs, rhs = block.lhs, block.rhs
-                inputs = (lhs.ends, lhs.candidates, rhs.ends, rhs.candidates, relations)
-                # An operator without parameters has no gradient by them.
-                grads = torch.autograd.grad(outputs, inputs, by_outputs, allow_unused=True)
-                lhs.collect(*grads[0:2], skipped)
-                rhs.collect(*grads[2:4], skipped)
-                if grads[4] is not None:
-                    by_relations += grads[4]
-                total += loss
-                positive += (score * (block.weight > 0)).sum()
+        for run in chunk_runs(rows, by_rows, head.edge_weight(batch), batch, head.settings.shape):
+            loss, score, by_relations_of_run = head.run_loss(run)
+            total += loss
+            positive += (score * (run.weight > 0)).sum()
+            by_relations += by_relations_of_run
         ctx.save_for_backward(by_rows, by_relations)
         positive /= (batch.weight > 0).sum().clamp_min(1)
         ctx.mark_non_differentiable(positive)
@@ -272,12 +278,3 @@ class TwhinModel(nn.Module):
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint must hold of an unsharded model, live; see `ShardedModel` for a sharded one."""
         return self.tables.checkpoint_tensors() | self.dense_tensors()
-
-
-def _runs(operators: tuple[str, ...]) -> Iterator[tuple[Operator, slice]]:
-    """Consecutive chunks with the same operator, as slices."""
-    start = 0
-    for name, chunks in groupby(operators):
-        stop = start + len(list(chunks))
-        yield OPERATORS[name], slice(start, stop)
-        start = stop

@@ -1,0 +1,143 @@
+// Sixteen floats at a time, for the kernels of one CPU process. Compilers that know GNU vectors (gcc, clang) turn them into what
+// the processor has: one AVX-512 register, two of AVX2, four of NEON.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+constexpr int64_t kLanes = 16;
+
+typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(64), aligned(4), may_alias));
+
+static inline Floats splat(float x) { return Floats{} + x; }
+static inline Floats load(const float *from) { return *reinterpret_cast<const Floats *>(from); }
+static inline void store(float *to, Floats x) { *reinterpret_cast<Floats *>(to) = x; }
+static inline Floats where(Ints mask, Floats yes, Floats no) {
+  return reinterpret_cast<Floats>((reinterpret_cast<Ints>(yes) & mask) | (reinterpret_cast<Ints>(no) & ~mask));
+}
+static inline Floats max(Floats x, Floats y) { return where(x > y, x, y); }
+
+static inline float sum(Floats x) {
+  float total = 0;
+  for (int lane = 0; lane < kLanes; lane++) total += x[lane];
+  return total;
+}
+
+static inline float dot(const float *x, const float *y, int64_t count) {
+  Floats total = splat(0);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) total += load(x + i) * load(y + i);
+  float rest = 0;
+  for (; i < count; i++) rest += x[i] * y[i];
+  return sum(total) + rest;
+}
+
+// e^x to about one unit in the last place, zero from e^-87 down, NaN for NaN. For x <= 88.
+// Range reduction and polynomial as in Cephes' expf: x = n ln 2 + r with |r| <= ln 2 / 2.
+static inline Floats exp(Floats x) {
+  const float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves a whole number in the lowest bits
+  Floats shifted = x * 1.44269504f + kRound, n = shifted - kRound;
+  Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Floats y = splat(1.9875691500e-4f);
+  y = y * r + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * r * r + r + 1.0f;
+  Floats scaled = reinterpret_cast<Floats>(reinterpret_cast<Ints>(y) + (reinterpret_cast<Ints>(shifted) << 23));
+  return where(x != x, x, where(x < -87.0f, splat(0), scaled));
+}
+
+// Matrices are row-major with a step between rows. Columns of `b` and `c` come in multiples of kLanes.
+
+constexpr int kTileRows = 12;  // 12 x 2 vectors of sums, 2 of b and a few for a: 32 registers
+
+// c = a . b, or c += a . b, for `rows` x `vectors * kLanes` places, all sums in registers.
+template <int rows, int vectors>
+static inline void multiply_tile(int64_t depth, const float *a, int64_t a_row, int64_t a_depth, const float *b, int64_t b_row,
+                                 float *c, int64_t c_row, bool add) {
+  Floats total[rows][vectors];
+#pragma GCC unroll 16
+  for (int m = 0; m < rows; m++)
+#pragma GCC unroll 4
+    for (int n = 0; n < vectors; n++) total[m][n] = splat(0);
+  for (int64_t k = 0; k < depth; k++) {
+    Floats right[vectors];
+#pragma GCC unroll 4
+    for (int n = 0; n < vectors; n++) right[n] = load(b + k * b_row + n * kLanes);
+#pragma GCC unroll 16
+    for (int m = 0; m < rows; m++) {
+      Floats left = splat(a[m * a_row + k * a_depth]);
+#pragma GCC unroll 4
+      for (int n = 0; n < vectors; n++) total[m][n] += left * right[n];
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < rows; m++)
+#pragma GCC unroll 4
+    for (int n = 0; n < vectors; n++) {
+      float *place = c + m * c_row + n * kLanes;
+      if (add) total[m][n] += load(place);
+      store(place, total[m][n]);
+    }
+}
+
+template <int rows>
+static void multiply_rows(int64_t num_rows, int64_t num_cols, int64_t depth, const float *a, int64_t a_row, int64_t a_depth,
+                          const float *b, int64_t b_row, float *c, int64_t c_row, bool add) {
+  if constexpr (rows > 1)
+    if (num_rows < rows)
+      return multiply_rows<rows - 1>(num_rows, num_cols, depth, a, a_row, a_depth, b, b_row, c, c_row, add);
+  int64_t col = 0;
+  for (; col + 2 * kLanes <= num_cols; col += 2 * kLanes)
+    multiply_tile<rows, 2>(depth, a, a_row, a_depth, b + col, b_row, c + col, c_row, add);
+  if (col < num_cols) multiply_tile<rows, 1>(depth, a, a_row, a_depth, b + col, b_row, c + col, c_row, add);
+}
+
+// c = a . b, or c += a . b. `a` has any two steps, so its transpose is as good.
+static inline void multiply(int64_t num_rows, int64_t num_cols, int64_t depth, const float *a, int64_t a_row, int64_t a_depth,
+                            const float *b, int64_t b_row, float *c, int64_t c_row, bool add) {
+  // Tiles of nearly equal height: 50 rows are 5 tiles of 10 rather than 4 of 12 and one of 2.
+  int64_t tiles = (num_rows + kTileRows - 1) / kTileRows;
+  for (int64_t tile = 0; tile < tiles; tile++) {
+    int64_t first = num_rows * tile / tiles, last = num_rows * (tile + 1) / tiles;
+    multiply_rows<kTileRows>(last - first, num_cols, depth, a + first * a_row, a_row, a_depth, b, b_row, c + first * c_row,
+                             c_row, add);
+  }
+}
+
+template <int step>
+static inline void swap_lanes(Floats *rows) {
+  Ints low, high;
+  for (int lane = 0; lane < kLanes; lane++) {
+    low[lane] = lane & step ? kLanes + lane - step : lane;
+    high[lane] = lane & step ? kLanes + lane : lane + step;
+  }
+  for (int i = 0; i < kLanes; i++) {
+    if (i & step) continue;
+    Floats x = rows[i], y = rows[i + step];
+    rows[i] = __builtin_shuffle(x, y, low);
+    rows[i + step] = __builtin_shuffle(x, y, high);
+  }
+}
+
+// The transpose of `num_rows` x `num_cols` floats, the latter a multiple of kLanes; `to` has as many columns as `num_rows`
+// rounded up to kLanes, the last ones zero.
+static inline void transpose(int64_t num_rows, int64_t num_cols, const float *from, int64_t from_row, float *to, int64_t to_row) {
+  for (int64_t row = 0; row < num_rows; row += kLanes)
+    for (int64_t col = 0; col < num_cols; col += kLanes) {
+      Floats block[kLanes];
+      for (int64_t i = 0; i < kLanes; i++)
+        block[i] = row + i < num_rows ? load(from + (row + i) * from_row + col) : splat(0);
+      swap_lanes<8>(block);
+      swap_lanes<4>(block);
+      swap_lanes<2>(block);
+      swap_lanes<1>(block);
+      for (int64_t i = 0; i < kLanes; i++) store(to + (col + i) * to_row + row, block[i]);
+    }
+}

@@ -1,0 +1,109 @@
+"""The head's work in one C++ call for one CPU process: rows of some chunks in, their loss and its derivatives out.
+
+Letters: `S` chunks, `C` edges in a chunk, `G` uniform negatives, `W = C + G` nodes of a side, `D` embedding dim, `R`
+rows of relation parameters.
+
+Where scores are dot products, `chunk_kernel.cpp` does what `TwhinHead` does by torch's operations. They are its
+definition, and what runs where the kernel cannot.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tml.common.native.compiler import compiled
+from tml.projects.twhin.data.chunks import ChunkShape
+from tml.projects.twhin.models.chunk_runs import ChunkRun
+
+_SOURCE = Path(__file__).with_name("chunk_kernel.cpp")
+_OPERATORS = ("identity", "translation", "diagonal", "complex_diagonal")
+_LOSSES = ("softmax", "logistic", "ranking")
+
+# Floats of a vector: what a row must be a multiple of.
+_LANES = 16
+# Beyond this a chunk leaves the cache of a core, and a library's product of large matrices is as good.
+_MAX_CHUNK_BYTES = 2 << 20
+# Sums by relation are kept in so many parts, whatever the number of threads, so that a result does not depend on it.
+_MAX_SUMS = 32
+
+
+class _Arguments(ctypes.Structure):
+    """`Arguments` in chunk_kernel.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("num_chunks", "size", "num_in_batch", "num_global", "dim")),
+        *((name, ctypes.c_int32) for name in ("op", "loss", "num_lanes", "num_threads")),
+        ("margin", ctypes.c_float),
+        ("rows", ctypes.c_void_p * 2),
+        ("by_rows", ctypes.c_void_p * 2),
+        *((name, ctypes.c_void_p) for name in ("rel", "params", "inverse", "by_params", "by_inverse")),
+        ("lane_stride", ctypes.c_int64),
+        ("weight", ctypes.c_void_p),
+        ("masked", ctypes.c_void_p * 2),
+        ("num_masked", ctypes.c_int64 * 2),
+        *((name, ctypes.c_void_p) for name in ("losses", "positive")),
+    )
+
+
+class ChunkKernel:
+    """The compiled head.
+
+    Args:
+        loss: a name of `LOSSES`.
+        margin: of the loss.
+        reciprocal: inverse relations have parameters of their own, in the second half of the relations.
+    """
+
+    def __init__(self, loss: str, margin: float, reciprocal: bool) -> None:
+        library = compiled(_SOURCE)
+        assert library is not None, "look at can_run first"
+        self._losses_of = library.tml_chunk_losses
+        self._losses_of.restype = None
+        self._loss, self._margin, self._reciprocal = _LOSSES.index(loss), margin, reciprocal
+
+    @staticmethod
+    def can_run(shape: ChunkShape, dim: int) -> bool:
+        """Whether rows fill vectors, a chunk fits a core's cache, and there is a compiler."""
+        floats = 2 * shape.num_nodes_of_side * dim + shape.size * (shape.num_candidates + 2 * dim)
+        return dim % _LANES == 0 and 4 * floats <= _MAX_CHUNK_BYTES and compiled(_SOURCE) is not None
+
+    def losses(self, run: ChunkRun, relations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Weighted losses of chunks `[S]`, forward scores of edges `[S, C]`, derivatives by `relations [R, D]`."""
+        num_chunks, dim = len(run.rel), relations.shape[1]
+        num_sums = max(1, min(_MAX_SUMS, num_chunks, run.rows[0].numel() // relations.numel()))
+        sums = torch.zeros(num_sums, *relations.shape)
+        losses, positive = torch.empty(num_chunks), torch.empty(run.rel.shape)
+        params = relations.detach()
+        inverse, by_inverse = (tensor[..., len(relations) // 2 :, :] for tensor in (params, sums))
+        pair = ctypes.c_void_p * 2
+        arguments = _Arguments(
+            num_chunks=num_chunks,
+            size=run.shape.size,
+            num_in_batch=run.shape.num_in_batch,
+            num_global=run.shape.num_global,
+            dim=dim,
+            op=_OPERATORS.index(run.operator),
+            loss=self._loss,
+            num_lanes=num_sums,
+            num_threads=torch.get_num_threads(),
+            margin=self._margin,
+            rows=pair(*(rows.data_ptr() for rows in run.rows)),
+            by_rows=pair(*(rows.data_ptr() for rows in run.by_rows)),
+            rel=run.rel.data_ptr(),
+            params=params.data_ptr(),
+            inverse=inverse.data_ptr() if self._reciprocal else None,
+            by_params=sums.data_ptr(),
+            by_inverse=by_inverse.data_ptr() if self._reciprocal else None,
+            lane_stride=relations.numel(),
+            weight=run.weight.data_ptr(),
+            masked=pair(*(places.data_ptr() for places in run.masked)),
+            num_masked=(ctypes.c_int64 * 2)(*map(len, run.masked)),
+            losses=losses.data_ptr(),
+            positive=positive.data_ptr(),
+        )
+        self._losses_of(ctypes.byref(arguments))
+        return losses, positive, sums.sum(0)

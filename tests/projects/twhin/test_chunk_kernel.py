@@ -1,0 +1,151 @@
+"""The compiled head equals the one of torch's operations, which test_one_step.py holds against plain loops.
+
+Letters: `S` chunks, `C` edges in a chunk, `N` candidates of a side, `W` nodes of a side, `D` embedding dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tml.common.native.compiler import compiled
+from tml.projects.twhin.data.chunks import ChunkShape
+from tml.projects.twhin.models import chunk_kernel
+from tml.projects.twhin.models.chunk_kernel import ChunkKernel
+from tml.projects.twhin.models.chunk_runs import ChunkRun
+from tml.projects.twhin.models.model import HeadSettings, TwhinHead
+from tml.projects.twhin.models.relations import RelationScorer, RelationSpec
+
+NUM_RELATIONS = 3
+OPERATORS = ("identity", "translation", "diagonal", "complex_diagonal")
+LOSSES = ("softmax", "logistic", "ranking")
+
+pytestmark = pytest.mark.skipif(
+    compiled(Path(chunk_kernel.__file__).with_name("chunk_kernel.cpp")) is None, reason="no C++ compiler here"
+)
+
+
+def make_head(operator: str, loss: str, reciprocal: bool, shape: ChunkShape, dim: int) -> TwhinHead:
+    relations = [RelationSpec(f"relation {number}", "a", "b", operator) for number in range(NUM_RELATIONS)]
+    scorer = RelationScorer(relations, dim, "dot", reciprocal)
+    with torch.no_grad():
+        scorer.weight.copy_(torch.randn(scorer.weight.shape, generator=torch.Generator().manual_seed(1)))
+    return TwhinHead(scorer, HeadSettings(shape, loss, margin=0.3))
+
+
+def make_run(operator: str, shape: ChunkShape, num_chunks: int, dim: int) -> ChunkRun:
+    """Random rows, weights with padding, and random masks, in one chunk over all candidates of an edge."""
+    generator = torch.Generator().manual_seed(0)
+    nodes = (num_chunks, shape.num_nodes_of_side, dim)
+    rows = tuple(torch.randn(nodes, generator=generator) / 2 for _ in range(2))
+    weight = torch.rand(num_chunks, shape.size, generator=generator)
+    weight[:, 0] = 0
+    masked = []
+    for _ in range(2):
+        mask = torch.rand(num_chunks, shape.size, shape.num_candidates, generator=generator) < 0.1
+        first = shape.size - shape.num_in_batch
+        for edge in range(first, shape.size):
+            mask[:, edge, edge - first] = True
+        mask[0, 1] = True
+        masked.append(mask.flatten().nonzero().squeeze(1))
+    return ChunkRun(
+        operator,
+        shape,
+        (rows[0], rows[1]),
+        (torch.full(nodes, 7.0), torch.full(nodes, 7.0)),
+        torch.randint(0, NUM_RELATIONS, (num_chunks, shape.size), generator=generator),
+        weight,
+        (masked[0], masked[1]),
+    )
+
+
+def results(head: TwhinHead, run: ChunkRun) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in (*head.run_loss(run), *run.by_rows)]
+
+
+def by_operations(head: TwhinHead, run: ChunkRun, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    with monkeypatch.context() as patch:
+        patch.setattr(ChunkKernel, "can_run", staticmethod(lambda shape, dim: False))
+        return results(head, run)
+
+
+def assert_near(found: list[Tensor], expected: list[Tensor]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * other.abs().max().item())
+
+
+@pytest.mark.parametrize("in_batch", [0, 5, 10])
+@pytest.mark.parametrize("reciprocal", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_loss_scores_and_derivatives_equal_those_of_torchs_operations(
+    operator: str, loss: str, reciprocal: bool, in_batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = ChunkShape(10, in_batch, 7)
+    head = make_head(operator, loss, reciprocal, shape, 32)
+    run = make_run(operator, shape, 5, 32)
+    found = results(head, run)
+    assert head._kernel is not None
+    assert_near(found, by_operations(head, run, monkeypatch))
+
+
+@pytest.mark.parametrize(("size", "num_global", "dim"), [(2, 1, 16), (13, 0, 48), (3, 90, 128), (50, 50, 400)])
+def test_any_size_of_chunk_will_do(size: int, num_global: int, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = ChunkShape(size, size, num_global)
+    head = make_head("translation", "softmax", False, shape, dim)
+    run = make_run("translation", shape, 3, dim)
+    assert_near(results(head, run), by_operations(head, run, monkeypatch))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_large_scores_neither_overflow_nor_lose_their_derivatives(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = ChunkShape(10, 10, 7)
+    head = make_head("diagonal", loss, False, shape, 32)
+    run = make_run("diagonal", shape, 4, 32)
+    run = replace(run, rows=(run.rows[0] * 30, run.rows[1] * 30))
+    found = results(head, run)
+    assert all(tensor.isfinite().all() for tensor in found)
+    assert_near(found, by_operations(head, run, monkeypatch))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_broken_row_shows_in_the_loss(loss: str, value: float) -> None:
+    shape = ChunkShape(10, 10, 7)
+    head = make_head("translation", loss, False, shape, 32)
+    run = make_run("translation", shape, 2, 32)
+    run.rows[1][1, 12, 3] = value  # of a negative; what it is multiplied with is below zero everywhere
+    assert not results(head, run)[0].isfinite()
+
+
+@pytest.fixture
+def keep_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("keep_threads")
+def test_one_two_and_three_threads_give_the_same_bits() -> None:
+    shape = ChunkShape(10, 10, 7)
+    head = make_head("complex_diagonal", "softmax", True, shape, 64)
+    run = make_run("complex_diagonal", shape, 61, 64)
+    found = []
+    for num_threads in (1, 2, 3):
+        torch.set_num_threads(num_threads)
+        found.append(results(head, run))
+    assert all(torch.equal(one, other) for others in found[1:] for one, other in zip(found[0], others, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim"),
+    [(ChunkShape(10, 10, 7), 20), (ChunkShape(1000, 0, 1000), 400)],
+    ids=["dim no multiple of a vector", "chunk larger than a core's cache"],
+)
+def test_what_the_kernel_cannot_do_well_is_left_to_torch(shape: ChunkShape, dim: int) -> None:
+    assert not ChunkKernel.can_run(shape, dim)
