@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from tml.common.differences import ABSENT, differences
 from tml.common.errors import ConfigError
 from tml.common.filesystem import write_json, write_text
 
@@ -111,12 +112,13 @@ class Workspace:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _refuse_change(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        changes = [f"{key}: {before!r} -> {after!r}" for key, before, after in _differences(old, new, "")]
-        if changes:
+        # An option that has come with a newer version of the program, and is not given, changes nothing.
+        changed = [change for change in differences(old, new) if (change.old, change.new) != (ABSENT, None)]
+        if changed:
             raise ConfigError(
                 f"the out folder holds another {self.what}",
                 where=str(self.out),
-                value="; ".join(changes),
+                value="; ".join(map(str, changed)),
                 limit="the same settings and unchanged input files",
                 fix=f"choose another --out, or pass --overwrite to replace the {self.what}",
             )
@@ -144,15 +146,6 @@ class Workspace:
                 (self.result / name).replace(self.out / name)
         write_json(self.out / META, meta)
         shutil.rmtree(self.work, ignore_errors=True)
-
-
-def _differences(old: Any, new: Any, path: str) -> list[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = list(dict.fromkeys([*old, *new]))
-        return [d for key in keys for d in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [d for i, pair in enumerate(zip(old, new, strict=True)) for d in _differences(*pair, f"{path}[{i}]")]
-    return [] if old == new else [(path, old, new)]
 
 
 def _load(path: Path) -> Any:

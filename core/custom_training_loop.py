@@ -5,7 +5,7 @@
         with open_checkpoints(config.training) as checkpoints:
             loop = TrainLoop(model, optimizers, data, config.training, config.runtime, device, checkpoints,
                              evaluate=lambda stop: evaluate(model, validation, metrics, device, stop=stop),
-                             run_config=config.model_dump(mode="json"))
+                             run_config=config)
             state = train(loop)
     sys.exit(state.exit_code)
 
@@ -254,7 +254,7 @@ def _open_trackers(loop: TrainLoop) -> None:
         loop.trackers = tracking.open_trackers(
             loop.config.save_dir,
             step=loop.state.step,
-            run_config=loop.run_config,
+            run_config=loop.parameters,
             tensorboard=loop.runtime.tracking.tensorboard,
             **{name: None if section is None else section.model_dump() for name, section in sections.items()},
         )

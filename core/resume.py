@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +17,16 @@ from tml.common.checkpointing import CheckpointManager, load_tensors, read_extra
 from tml.common.checkpointing.layout import scan
 from tml.common.checkpointing.retention import BEST_NAME, delete_folder
 from tml.common.device import gather_objects, rank, rng_state, seed_everything, set_rng_state, world_size
+from tml.common.differences import differences
 from tml.common.errors import ConfigError
 from tml.common.tracking.record import RECORD_NAME
-from tml.core.config.runtime import RuntimeConfig
-from tml.core.config.training import TrainingConfig, changeable_paths
+from tml.core.config import with_todays_defaults
+from tml.core.config.training import changeable_paths
 
 if TYPE_CHECKING:
     from tml.core.train_loop import TrainLoop
 
 logger = logging.getLogger(__name__)
-
-_ABSENT = "(absent)"
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -65,7 +64,7 @@ def extra_of(loop: TrainLoop) -> dict[str, Any]:
         "seed": loop.runtime.seed,
         "rng": gather_objects(rng_state(loop.device)),
         "hooks": {type(hook).__name__: hook.state_dict() for hook in loop.hooks},
-        "config": _plain(loop.run_config),
+        "config": _plain(loop.parameters),
         "fingerprints": all_fingerprints(loop),
     }
 
@@ -121,31 +120,23 @@ def require_same_run(saved: Mapping[str, Any], loop: TrainLoop) -> None:
     Raises:
         ConfigError: lists every difference.
     """
-    before = {**saved.get("config", {}), "fingerprints": saved.get("fingerprints", {})}
-    now = {**loop.run_config, "fingerprints": all_fingerprints(loop)}
-    allowed = changeable_paths("training", TrainingConfig) | changeable_paths("runtime", RuntimeConfig)
-    allowed |= set(loop.may_change)
-    found = differences(before, now, allowed | set(loop.config.allow_config_changes))
+    before, config = saved.get("config", {}), loop.run_config
+    allowed = set(loop.config.allow_config_changes)
+    if config is not None:
+        # A setting that has come with a newer version of the program had its default before.
+        before = with_todays_defaults(before, config)
+        allowed |= changeable_paths(type(config))
+    before = {**before, "fingerprints": saved.get("fingerprints", {})}
+    now = _plain({**loop.parameters, "fingerprints": all_fingerprints(loop)})
+    found = [change for change in differences(before, now) if not change.lies_below(*allowed)]
     if found:
-        paths = [line.split(":")[0] for line in found]
         raise ConfigError(
-            "the run has changed since its checkpoint:\n    " + "\n    ".join(found),
+            "the run has changed since its checkpoint:\n    " + "\n    ".join(map(str, found)),
             where=loop.config.save_dir,
             limit="no change but in length, logging, saving and evaluation",
-            fix=f"undo it, choose another training.save_dir, or add to training.allow_config_changes: {paths}",
+            fix="undo it, choose another training.save_dir, or add to training.allow_config_changes: "
+            f"{[change.path for change in found]}",
         )
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], allowed: Iterable[str] = ()) -> list[str]:
-    """`path: old -> new` for every leaf that differs and does not lie at or below an allowed path."""
-    old, new = _leaves(_plain(before)), _leaves(_plain(now))
-    changed = sorted(path for path in {*old, *new} if old.get(path, _ABSENT) != new.get(path, _ABSENT))
-    prefixes = tuple(allowed)
-    return [
-        f"{path}: {old.get(path, _ABSENT)} -> {new.get(path, _ABSENT)}"
-        for path in changed
-        if not any(path == prefix or path.startswith(prefix + ".") for prefix in prefixes)
-    ]
 
 
 def _restore_tensors(loop: TrainLoop) -> dict[str, Any]:
@@ -174,17 +165,6 @@ def _continue_from(extra: Mapping[str, Any], loop: TrainLoop) -> None:
         # Streams of other ranks mean nothing here; new ones that depend on the step do not repeat old draws.
         seed_everything(loop.runtime.seed + 1_000_003 * state.step, rank())
         logger.warning("the number of ranks has changed from %d to %d", len(extra["rng"]), world_size())
-
-
-def _leaves(value: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        found: dict[str, Any] = {}
-        for key, item in value.items():
-            found |= _leaves(item, f"{path}.{key}" if path else str(key))
-        return found
-    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        return _leaves({str(index): item for index, item in enumerate(value)}, path)
-    return {path: value}
 
 
 def _plain(value: Any) -> Any:

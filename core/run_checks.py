@@ -33,7 +33,7 @@ def check_settings(loop: TrainLoop) -> None:
         wandb=runtime.tracking.wandb is not None,
         mlflow=runtime.tracking.mlflow is not None,
     )
-    texts = gather_objects(json.dumps(dict(loop.run_config), sort_keys=True))
+    texts = gather_objects(json.dumps(loop.parameters, sort_keys=True))
     if len(set(texts)) > 1:
         others = [number for number, text in enumerate(texts) if text != texts[0]]
         raise ConfigError(

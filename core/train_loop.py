@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from tml.common.checkpointing import CheckpointManager
 from tml.common.device import gather_objects, rng_state, set_rng_state
 from tml.common.tracking import Trackers
 from tml.core.batch_stream import StopKind, StopRequest, TrainingData
+from tml.core.config.base_config import BaseConfig
 from tml.core.config.runtime import RuntimeConfig
 from tml.core.config.training import TrainingConfig
 from tml.core.hooks import Hook
@@ -85,9 +86,7 @@ class TrainLoop:
             metrics, of which rank 0's count. It may poll the request and raise `EvaluationInterrupted`. None for no
             evaluation.
         hooks: called after the ones that the config asks for.
-        run_config: the whole config as plain values, kept in checkpoints and compared on resume.
-        may_change: dotted paths of `run_config`, beside those of the training and runtime sections, in which a resumed
-            run may differ.
+        run_config: the whole config, kept in checkpoints and compared on resume; None if there is only `config`.
         fingerprints: identities of other inputs, such as the vocabulary; the data's own is added.
     """
 
@@ -100,8 +99,7 @@ class TrainLoop:
     checkpoints: CheckpointManager
     evaluate: Evaluate | None = None
     hooks: list[Hook] = field(default_factory=list)
-    run_config: Mapping[str, Any] = field(default_factory=dict)
-    may_change: Collection[str] = ()
+    run_config: BaseConfig | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     state: TrainState = field(default_factory=TrainState)
     stop: StopRequest = field(default_factory=StopRequest)
@@ -116,6 +114,11 @@ class TrainLoop:
     def __post_init__(self) -> None:
         self.hooks = [*default_hooks(self.config), *self.hooks]
         self._saved_step: int | None = None
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The whole config as plain values."""
+        return {} if self.run_config is None else self.run_config.model_dump(mode="json")
 
     @property
     def total_steps(self) -> int | None:

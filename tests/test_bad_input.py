@@ -7,7 +7,7 @@ The first column numbers the rows of the list of faults in the project's require
 01 projects/twhin/test_resume.py::test_fault_8_a_run_killed_again_and_again_equals_the_uninterrupted_one_to_the_bit
 02 projects/twhin/test_resume.py::test_fault_1_and_2_killed_around_a_commit_the_run_still_ends_the_same
 03 common/test_checkpointing_faults.py::test_fault_3_damaged_latest_falls_back_with_a_warning_that_names_the_file
-03 core/test_custom_training_loop.py::test_fault_3_strict_resume_refuses_a_damaged_checkpoint_that_else_is_stepped_over
+03 core/test_resume.py::test_fault_3_strict_resume_refuses_a_damaged_checkpoint_that_else_is_stepped_over
 03 test_bad_input.py::test_03_a_damaged_checkpoint_is_stepped_over_or_refused_as_asked
 04 common/test_checkpointing_ranks.py::test_fault_4_a_failing_rank_is_one_error_on_all_ranks_and_no_commit
 04 test_bad_input.py::test_04_a_full_disk_is_one_message_with_the_free_space_and_no_commit
@@ -16,7 +16,7 @@ The first column numbers the rows of the list of faults in the project's require
 07 common/test_checkpointing_ranks.py::test_fault_7_two_row_wise_ranks_to_one_plain_process_and_back_momentum_included
 07 projects/twhin/test_resume.py::test_fault_7_a_run_goes_on_with_another_number_of_ranks_and_every_row_is_seen_once
 08 projects/twhin/test_resume.py::test_fault_8_a_run_killed_again_and_again_equals_the_uninterrupted_one_to_the_bit
-09 core/test_custom_training_loop.py::test_fault_9_a_changed_config_is_refused_with_a_diff_of_fields
+09 core/test_resume.py::test_fault_9_a_changed_config_is_refused_with_a_diff_of_fields
 09 test_bad_input.py::test_09_a_changed_config_is_refused_with_every_difference
 09 test_bad_input.py::test_09_what_does_not_change_the_model_may_change
 10 common/test_checkpointing_faults.py::test_fault_10_missing_extra_and_different_names_are_all_listed
@@ -210,7 +210,7 @@ def test_09_a_changed_config_is_refused_with_every_difference(small, fault, tmp_
     assert run(small) == 0
     expected, metrics = final_tensors(tmp_path / "run"), (tmp_path / "run" / "metrics.jsonl").read_text()
     message = fault(small, "model.loss=ranking", "train_data.global_negatives=21", "training.num_epochs=2")
-    assert "model.loss: softmax -> ranking" in message
+    assert 'model.loss: "softmax" -> "ranking"' in message
     assert "train_data.global_negatives: 20 -> 21" in message
     assert "num_epochs" not in message
     assert_equal_tensors(final_tensors(tmp_path / "run"), expected)

@@ -185,13 +185,18 @@ class TrainingConfig(BaseConfig):
         return self
 
 
-def changeable_paths(prefix: str, section: type[BaseConfig]) -> set[str]:
-    """Dotted paths of the section's fields in which a resumed run may differ from the run it continues.
+def changeable_paths(section: type[BaseConfig], prefix: str = "") -> set[str]:
+    """Dotted paths of the fields of a section, and of sections in it, in which a resumed run may differ.
 
     Args:
-        prefix: of the section in the config; empty for the whole config.
-        section: its type.
+        section: its type, such as that of the whole config.
+        prefix: its place in the whole config, with a dot at the end; empty for the whole.
     """
-    extras = {name: field.json_schema_extra for name, field in section.model_fields.items()}
-    names = [name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("may_change")]
-    return {f"{prefix}.{name}" if prefix else name for name in names}
+    found: set[str] = set()
+    for name, field in section.model_fields.items():
+        extra, kind = field.json_schema_extra, field.annotation
+        if isinstance(extra, dict) and extra.get("may_change"):
+            found.add(prefix + name)
+        elif isinstance(kind, type) and issubclass(kind, BaseConfig):
+            found |= changeable_paths(kind, f"{prefix}{name}.")
+    return found

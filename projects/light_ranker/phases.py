@@ -29,7 +29,6 @@ from tml.common.filesystem.atomic import write_json
 from tml.common.modules.calibrators import Isotonic, fit_isotonic
 from tml.core.batch_stream import StopRequest
 from tml.core.config import parse_config
-from tml.core.config.training import changeable_paths
 from tml.core.custom_training_loop import TrainLoop, TrainState, evaluate, open_checkpoints, train
 from tml.core.resume import model_tensors
 from tml.ml_logging import get_logger
@@ -147,8 +146,7 @@ def run_training(config: LightRankerConfig, device: torch.device) -> tuple[Ranke
                 device,
                 checkpoints,
                 evaluate=measure,
-                run_config=config.model_dump(mode="json"),
-                may_change=changeable_paths("", LightRankerConfig),
+                run_config=config,
                 fingerprints={"features": run.spec.fingerprint(), "calibration": run.calibration.digest()},
             )
         )

@@ -23,7 +23,6 @@ from tml.common.checkpointing import CheckpointManager
 from tml.common.device import rank, world_size
 from tml.common.errors import ConfigError
 from tml.core.command_line import parse_arguments, run_arguments
-from tml.core.config.training import changeable_paths
 from tml.core.custom_training_loop import TrainLoop, TrainState, only_evaluate, open_checkpoints, train
 from tml.core.optimizers.optimizers import Optimizers
 from tml.core.resume import model_tensors
@@ -93,8 +92,7 @@ def run_training(config: TwhinConfig, device: torch.device) -> TrainState:
                 device,
                 checkpoints,
                 evaluate=evaluate,
-                run_config=config.model_dump(mode="json"),
-                may_change=changeable_paths("", TwhinConfig),
+                run_config=config,
                 fingerprints={vocab_fingerprint(name): value for name, value in vocab_hashes(config).items()},
             )
         )

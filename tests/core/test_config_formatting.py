@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tml.core.config import BaseConfig, config_diff, config_hash, format_config, load_config
+from tml.core.config import BaseConfig, config_hash, format_config, load_config
 
 
 class Relation(BaseConfig):
@@ -87,20 +87,3 @@ def test_hash_is_the_same_in_another_process_and_changes_with_a_value():
     assert len(ours) == 64
     assert config_hash(Config()) == config_hash(Config(limit=None))
     assert config_hash(Config()) != config_hash(Config(limit=1))
-
-
-def test_diff_names_paths_with_both_values():
-    old = {"a": {"dim": 64, "x": 1}, "tables": [{"name": "user"}, {"name": "tweet"}], "same": [1], "flag": 1}
-    new = {"a": {"dim": 128, "y": None}, "tables": [{"name": "person"}], "same": (1,), "flag": True}
-    assert config_diff(old, new) == [
-        "a.dim: 64 -> 128",
-        "a.x: 1 -> (absent)",
-        "a.y: (absent) -> null",
-        'tables.0.name: "user" -> "person"',
-        'tables.1: {"name": "tweet"} -> (absent)',
-        "flag: 1 -> true",
-    ]
-
-
-def test_equal_configs_have_no_diff_even_with_nan():
-    assert config_diff({"a": math.nan, "b": 1}, {"a": math.nan, "b": 1.0}) == []

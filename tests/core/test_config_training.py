@@ -56,11 +56,11 @@ def test_fault_25_the_config_says_why_there_is_no_float16_and_no_loss_scaling() 
 
 
 def test_only_what_leaves_the_result_alone_may_change_on_resume() -> None:
-    training = changeable_paths("training", TrainingConfig)
+    training = changeable_paths(TrainingConfig, "training.")
     assert {"training.num_epochs", "training.checkpoint_every_n", "training.train_log_every_n"} <= training
     assert {"training.stop_at_time", "training.stop_if_file_exists"} <= training
     assert not {"training.gradient_accumulation", "training.early_stopping", "training.gradients"} & training
-    runtime = changeable_paths("runtime", RuntimeConfig)
+    runtime = changeable_paths(RuntimeConfig, "runtime.")
     assert "runtime.log" in runtime
     assert not {"runtime.seed", "runtime.enable_amp"} & runtime
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchmetrics
 
-from tests.core.toy_run import CPU, Rows, ToyModel, run_toy, toy_config
+from tests.core.toy_run import CPU, Crash, Rows, ToyModel, crash, run_toy, toy_config
 from tests.distributed import RankFailure, run_ranks
 from tml.common.checkpointing import CheckpointManager, read_extra
 from tml.common.device import rank
@@ -18,15 +18,6 @@ from tml.common.errors import CheckpointError, ConfigError, DataError, NonFinite
 from tml.common.tracking.json_lines import read_metrics
 from tml.core.batch_stream import StopKind, StopRequest
 from tml.core.custom_training_loop import EvaluationInterrupted, evaluate, only_evaluate, open_checkpoints
-from tml.core.resume import differences
-
-
-class _Crash(Exception):
-    pass
-
-
-def _crash(loop) -> None:
-    raise _Crash
 
 
 def test_b16_a_run_makes_exactly_its_steps(tmp_path) -> None:
@@ -76,139 +67,6 @@ def test_fault_32_every_row_once_per_epoch_with_a_short_last_batch(
     assert outcome.state.cursor.to_dict() == {"epoch": 2, "row": 0}
 
 
-@pytest.mark.parametrize("crash_at", [1, 5, 8, 12])
-def test_fault_8_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(tmp_path, crash_at) -> None:
-    settings = {"num_epochs": 3, "checkpoint_every_n": 4}
-    whole = run_toy(tmp_path / "whole", **settings)
-    with pytest.raises(_Crash):
-        run_toy(tmp_path / "broken", at={crash_at: _crash}, **settings)
-    first = crash_at - crash_at % 4
-    resumed = run_toy(tmp_path / "broken", seed_of_model=9 if first else 0, **settings)
-    assert resumed.record.losses == whole.record.losses[first:]
-    assert resumed.record.rows == whole.record.rows[first:]
-    assert (resumed.weight, resumed.momentum) == (whole.weight, whole.momentum)
-    assert (resumed.state.step, resumed.state.num_examples) == (18, 66)
-
-
-def test_resume_of_a_finished_run_trains_nothing_and_changes_nothing(tmp_path) -> None:
-    first = run_toy(tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("step-*/*")}
-    again = run_toy(tmp_path, seed_of_model=9)
-    assert again.record.rows == []
-    assert again.weight == first.weight
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("step-*/*")} == before
-
-
-def test_a_longer_run_continues_a_finished_one(tmp_path) -> None:
-    run_toy(tmp_path / "a", num_epochs=1)
-    longer = run_toy(tmp_path / "a", num_epochs=3)
-    assert longer.weight == run_toy(tmp_path / "b", num_epochs=3).weight
-    assert len(longer.record.rows) == 12
-
-
-def test_metrics_have_no_duplicates_after_a_resume(tmp_path) -> None:
-    settings = {"num_epochs": 2, "checkpoint_every_n": 4, "train_log_every_n": 1}
-    with pytest.raises(_Crash):
-        run_toy(tmp_path, at={7: _crash}, **settings)
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 7, "train/lo')
-    run_toy(tmp_path, **settings)
-    lines = read_metrics(str(tmp_path / "metrics.jsonl"))
-    assert [line["step"] for line in lines] == list(range(1, 13))
-
-
-def test_fault_9_a_changed_config_is_refused_with_a_diff_of_fields(tmp_path) -> None:
-    run_toy(tmp_path)
-    with pytest.raises(ConfigError, match=r"training\.gradient_accumulation: 1 -> 2") as caught:
-        run_toy(tmp_path, gradient_accumulation=2, runtime={"seed": 8}, num_epochs=5, train_log_every_n=9)
-    assert "runtime.seed: 0 -> 8" in str(caught.value)
-    assert "num_epochs:" not in str(caught.value)
-    assert "train_log_every_n" not in str(caught.value)
-
-
-def test_fault_9_allowed_changes_are_allowed(tmp_path) -> None:
-    run_toy(tmp_path)
-    allow = ["training.gradient_accumulation", "runtime"]
-    outcome = run_toy(tmp_path, gradient_accumulation=2, runtime={"seed": 8}, num_epochs=2, allow_config_changes=allow)
-    assert len(outcome.record.rows) == 3
-
-
-def test_fault_31_changed_data_is_refused_on_resume(tmp_path) -> None:
-    run_toy(tmp_path)
-    with pytest.raises(ConfigError, match=r"fingerprints\.data: rows-22-a -> rows-22-b"):
-        run_toy(tmp_path, num_epochs=2, data=Rows(version="b"))
-    outcome = run_toy(tmp_path, num_epochs=2, data=Rows(version="b"), allow_config_changes=["fingerprints.data"])
-    assert outcome.state.step == 12
-
-
-def test_differences_name_every_leaf() -> None:
-    before = {"model": {"dim": 8, "tables": [{"name": "user"}]}, "gone": 1, "ids": [1, 2]}
-    now = {"model": {"dim": 16, "tables": [{"name": "user"}, {"name": "tweet"}]}, "ids": [2, 1]}
-    assert differences(before, now) == [
-        "gone: 1 -> (absent)",
-        "ids: [1, 2] -> [2, 1]",
-        "model.dim: 8 -> 16",
-        "model.tables.1.name: (absent) -> tweet",
-    ]
-    assert differences(before, now, ["model", "ids", "gone"]) == []
-    assert differences({"ab": 1}, {"ab": 2}, ["a"]) == ["ab: 1 -> 2"]
-
-
-def test_fault_3_strict_resume_refuses_a_damaged_checkpoint_that_else_is_stepped_over(tmp_path) -> None:
-    run_toy(tmp_path, checkpoint_every_n=4)
-    shard = next(path for path in (tmp_path / "step-00000006").iterdir() if path.suffix == ".distcp")
-    data = bytearray(shard.read_bytes())
-    data[len(data) // 2] ^= 1
-    shard.write_bytes(data)
-    with pytest.raises(CheckpointError):
-        run_toy(tmp_path, strict_resume=True)
-    resumed = run_toy(tmp_path)
-    assert len(resumed.record.rows) == 2
-    assert resumed.weight == run_toy(tmp_path / "whole").weight
-
-
-def test_overwrite_save_dir_starts_anew(tmp_path) -> None:
-    run_toy(tmp_path, num_epochs=2)
-    outcome = run_toy(tmp_path, num_epochs=1, overwrite_save_dir=True)
-    assert (outcome.state.step, outcome.steps) == (6, [6])
-    assert [line["step"] for line in read_metrics(str(tmp_path / "metrics.jsonl"))] == [3, 6]
-
-
-def test_warm_start_takes_parameters_and_begins_at_step_zero(tmp_path) -> None:
-    other = run_toy(tmp_path / "other", seed_of_model=4)
-    warm = run_toy(
-        tmp_path / "warm", num_train_steps=1, initial_checkpoint_dir=str(tmp_path / "other"), checkpoint_every_n=1
-    )
-    assert warm.state.step == 1
-    assert warm.record.rates == [0.05]
-    reference = run_toy(tmp_path / "cold", num_train_steps=1)
-    moved = (torch.tensor(warm.weight) - torch.tensor(other.weight)).norm()
-    assert 0 < float(moved) < float((torch.tensor(warm.weight) - torch.tensor(reference.weight)).norm())
-    resumed = run_toy(tmp_path / "warm", num_train_steps=2, initial_checkpoint_dir=str(tmp_path / "other"))
-    assert resumed.state.step == 2
-    assert len(resumed.record.rows) == 1
-
-
-def test_warm_start_from_nothing_is_an_error(tmp_path) -> None:
-    with pytest.raises(CheckpointError):
-        run_toy(tmp_path / "run", initial_checkpoint_dir=str(tmp_path / "missing"))
-
-
-def test_fault_11_save_dir_that_is_a_file_is_refused(tmp_path) -> None:
-    (tmp_path / "file").write_text("precious")
-    with pytest.raises(CheckpointError):
-        run_toy(tmp_path / "file")
-    assert (tmp_path / "file").read_text() == "precious"
-
-
-def test_async_checkpoints_equal_synchronous_ones(tmp_path) -> None:
-    settings = {"num_epochs": 2, "checkpoint_every_n": 5}
-    sync = run_toy(tmp_path / "sync", **settings)
-    background = run_toy(tmp_path / "async", checkpoint_async=True, **settings)
-    assert background.steps == sync.steps == [5, 10, 12]
-    assert run_toy(tmp_path / "async", seed_of_model=8, **settings).weight == sync.weight
-
-
 def _values(values: list[float]):
     given = iter(values)
     return lambda stop: {"mrr": next(given)}
@@ -231,8 +89,8 @@ def test_fault_40_early_stopping_gives_back_the_best_step_and_keeps_it_from_the_
 
 
 def test_fault_40_patience_survives_a_restart(tmp_path) -> None:
-    with pytest.raises(_Crash):
-        run_toy(tmp_path, evaluate=_values([0.5, 0.4]), at={5: _crash}, checkpoint_every_n=4, **_STOPPING)
+    with pytest.raises(Crash):
+        run_toy(tmp_path, evaluate=_values([0.5, 0.4]), at={5: crash}, checkpoint_every_n=4, **_STOPPING)
     outcome = run_toy(tmp_path, evaluate=_values([0.3]), checkpoint_every_n=4, **_STOPPING)
     assert (outcome.state.step, outcome.best) == (6, 2)
     again = run_toy(tmp_path, evaluate=_values([]), checkpoint_every_n=4, **_STOPPING)
@@ -328,13 +186,6 @@ def test_checkpoints_say_where_the_run_is(tmp_path) -> None:
     assert extra["finished"] is True
     assert extra["fingerprints"] == {"data": "rows-22-a"}
     assert json.loads(json.dumps(extra)) == extra
-
-
-def test_profile_steps_writes_a_trace(tmp_path) -> None:
-    run_toy(tmp_path, profile_steps={"start": 2, "count": 2})
-    traces = list((tmp_path / "profile").iterdir())
-    assert [trace.name for trace in traces] == ["steps-2-4-rank-0.json"]
-    assert "traceEvents" in json.loads(traces[0].read_text())
 
 
 def test_evaluate_uses_all_of_the_data_or_as_many_batches_as_asked() -> None:
@@ -507,12 +358,12 @@ def test_fault_19_ranks_with_different_configs_stop_at_the_start(tmp_path) -> No
 
 
 def _raise_on_rank_1(folder: str) -> None:
-    run_toy(folder, checkpoint_every_n=1, at={2: _crash} if rank() == 1 else None)
+    run_toy(folder, checkpoint_every_n=1, at={2: crash} if rank() == 1 else None)
 
 
 def test_fault_15_an_error_of_one_rank_ends_the_others(tmp_path) -> None:
     with pytest.raises(RankFailure) as caught:
         run_ranks(_raise_on_rank_1, 2, str(tmp_path), timeout=60)
-    assert isinstance(caught.value.errors[1], _Crash)
+    assert isinstance(caught.value.errors[1], Crash)
     assert set(caught.value.errors) == {0, 1}
     assert Path(tmp_path / "step-00000001").exists()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tml.common.batch import Cursor, DataclassBatch
 from tml.common.device import rank, world_size
+from tml.core.config.base_config import BaseConfig
 from tml.core.config.runtime import RuntimeConfig
 from tml.core.config.training import TrainingConfig
 from tml.core.custom_training_loop import TrainLoop, TrainState, open_checkpoints, train
@@ -19,6 +20,13 @@ from tml.core.hooks import Hook
 from tml.core.optimizers.optimizers import Optimizers
 
 CPU = torch.device("cpu")
+
+
+class ToyConfig(BaseConfig):
+    """The whole config of a run."""
+
+    training: TrainingConfig
+    runtime: RuntimeConfig
 
 
 @dataclass
@@ -103,6 +111,15 @@ class RecordHook(Hook):
         self.evaluations.append((loop.state.step, metrics))
 
 
+class Crash(Exception):
+    """What `crash` ends a run with."""
+
+
+def crash(loop: TrainLoop) -> None:
+    """An action of `RecordHook`."""
+    raise Crash
+
+
 @dataclass
 class Outcome:
     state: TrainState
@@ -126,6 +143,7 @@ def run_toy(
     runtime: Mapping[str, Any] | None = None,
     seed_of_model: int = 0,
     momentum: float = 0.9,
+    config_type: Callable[..., BaseConfig] = ToyConfig,
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
     **settings: Any,
 ) -> Outcome:
@@ -146,7 +164,7 @@ def run_toy(
             checkpoints,
             evaluate=evaluate,
             hooks=[record],
-            run_config={"training": config.model_dump(mode="json"), "runtime": runtime_config.model_dump(mode="json")},
+            run_config=config_type(training=config, runtime=runtime_config),
         )
         state = train(loop)
         steps, best = checkpoints.steps(), checkpoints.best()

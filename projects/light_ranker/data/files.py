@@ -16,6 +16,7 @@ from pathlib import Path
 
 import mmh3
 
+from tml.common.differences import differences
 from tml.common.errors import ConfigError, DataError
 from tml.common.filesystem import glob_files, is_remote, write_json
 
@@ -213,11 +214,12 @@ def cached_files(wanted: FilesList, path: str | os.PathLike[str], overwrite: boo
     if Path(path).exists() and not overwrite:
         kept = FilesList.load(path)
         before, now = ({**asdict(one), "files": None} for one in (kept, wanted))
-        changes = [f"{key}: {before[key]!r} -> {now[key]!r}" for key in before if before[key] != now[key]]
-        if changes:
+        changed = differences(before, now)
+        if changed:
             raise ConfigError(
-                "the kept list of files was found by something else", where=str(path), value="; ".join(changes),
-                limit="the same folder and dates", fix="overwrite the list, or name another file for it",
+                "the kept list of files was found by something else", where=str(path),
+                value="; ".join(map(str, changed)), limit="the same folder and dates",
+                fix="overwrite the list, or name another file for it",
             )  # fmt: skip
         return kept.files
     dates = None

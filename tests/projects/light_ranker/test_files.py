@@ -106,5 +106,5 @@ def test_a_kept_list_wins_over_new_files_and_refuses_other_dates(days: Path):
     assert cached_files(wanted, kept) == first
     assert len(cached_files(wanted, kept, overwrite=True)) == len(first) + 1
     other = FilesList([], wanted.data_dir, "2026/04/08", "2026/04/11", "%Y/%m/%d")
-    with pytest.raises(ConfigError, match="end_datetime: '2026/04/09' -> '2026/04/11'"):
+    with pytest.raises(ConfigError, match='end_datetime: "2026/04/09" -> "2026/04/11"'):
         cached_files(other, kept)

@@ -114,7 +114,7 @@ def test_other_settings_for_a_complete_folder_are_refused_with_a_diff(inputs: li
     before = tree(tmp_path / "out")
     with pytest.raises(ConfigError, match="holds another conversion") as caught:
         _convert(inputs, tmp_path / "out", seed=4, drop_duplicates=True)
-    assert "options.seed: 3 -> 4; options.drop_duplicates: False -> True" in str(caught.value)
+    assert "options.seed: 3 -> 4; options.drop_duplicates: false -> true" in str(caught.value)
     assert tree(tmp_path / "out") == before
     options = ConvertOptions(inputs=tuple(inputs), single_table="n", split_fractions=(1.0, 0.0, 0.0))
     assert convert(options, tmp_path / "out", overwrite=True)["edges"]["train"] == 800
@@ -127,7 +127,7 @@ def test_a_changed_input_file_is_refused_by_name(tmp_path: Path) -> None:
     write(tmp_path / "e.tsv", "a\tr\tb\nb\tr\tc\n")
     with pytest.raises(ConfigError, match="holds another conversion") as caught:
         run(tmp_path / "out", path, single_table="n")
-    assert "sources[0].size: 6 -> 12" in str(caught.value)
+    assert "sources.0.size: 6 -> 12" in str(caught.value)
 
 
 def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
