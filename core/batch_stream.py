@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from tml.common.batch import Cursor, DataclassBatch
 from tml.common.device import gather_numbers, gather_objects, rank, world_size
 from tml.common.errors import DataError
+from tml.common.profiling import phase
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +177,8 @@ class Prefetcher:
 
     def _next(self) -> tuple[Status, Any]:
         try:
-            return Status.BATCH, self._prepare(next(self._batches))
+            with phase("read"):
+                return Status.BATCH, self._prepare(next(self._batches))
         except StopIteration:
             return Status.END, None
         except BaseException as error:

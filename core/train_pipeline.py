@@ -32,6 +32,7 @@ from torchrec.streamable import Pipelineable
 from tml.common.batch import DataclassBatch
 from tml.common.device import autocast, gather_numbers, rank, world_size
 from tml.common.errors import ConfigError, NonFiniteError
+from tml.common.profiling import phase
 
 logger = logging.getLogger(__name__)
 
@@ -217,10 +218,14 @@ class _Forward(nn.Module):
         self._result = StepResult(loss.detach(), outputs, batch)
         return loss, self._result
 
-    def check(self) -> None:
+    def backward(self, losses: Tensor) -> None:
+        """Of the losses that the last forward gave, unless the guard prevents it."""
         assert self._result is not None
         result, self._result = self._result, None
-        self._guard(result)
+        with phase("check"):
+            self._guard(result)
+        with phase("backward"):
+            losses.backward()
 
 
 class _Plain(TrainPipelineBase):  # type: ignore[type-arg]
@@ -229,8 +234,7 @@ class _Plain(TrainPipelineBase):  # type: ignore[type-arg]
         self._checked = forward
 
     def _backward(self, losses: Tensor) -> None:
-        self._checked.check()
-        losses.backward()
+        self._checked.backward(losses)
 
 
 class _SparseDist(TrainPipelineSparseDist):  # type: ignore[type-arg]
@@ -239,8 +243,7 @@ class _SparseDist(TrainPipelineSparseDist):  # type: ignore[type-arg]
         self._checked = forward
 
     def _backward(self, losses: Tensor) -> None:
-        self._checked.check()
-        losses.backward()
+        self._checked.backward(losses)
 
     def resume(self) -> None:
         self.attach(self._model)

@@ -33,6 +33,7 @@ from torchrec.modules.embedding_configs import DataType as TorchrecDataType
 
 from tml.common.modules.row_kernel import RowKernel
 from tml.common.modules.table_layout import FusedKind, FusedOptimizerSpec, TableGroup, TableLayout
+from tml.common.profiling import phase
 
 # Rows are drawn in blocks that each have a seed of their own, so that a rank can draw just its shard and any sharding
 # starts from the same table.
@@ -64,14 +65,15 @@ class LocalTables(nn.Module):
 
     def forward(self, nodes: KeyedJaggedTensor) -> Tensor:
         """Rows `[K, D]` of `nodes` (see the module's docstring)."""
-        if len(self.kernels) == 1:
-            ids = nodes.values()
-            return self.kernels[0](ids, self._unit_offsets(len(ids)))
-        rows = [
-            kernel(nodes[group.name].values(), nodes[group.name].offsets())
-            for group, kernel in zip(self.layout.groups, self.kernels, strict=True)
-        ]
-        return torch.stack(rows).sum(0)
+        with phase("lookup"):
+            if len(self.kernels) == 1:
+                ids = nodes.values()
+                return self.kernels[0](ids, self._unit_offsets(len(ids)))
+            rows = [
+                kernel(nodes[group.name].values(), nodes[group.name].offsets())
+                for group, kernel in zip(self.layout.groups, self.kernels, strict=True)
+            ]
+            return torch.stack(rows).sum(0)
 
     def weights(self) -> list[Tensor]:
         """The live physical tables, `[rows, D]` each, in the order of `layout.groups`."""
@@ -122,7 +124,8 @@ class ShardedTables(nn.Module):
 
     def forward(self, nodes: KeyedJaggedTensor) -> Tensor:
         """Rows `[K, D]` of `nodes` (see the module's docstring)."""
-        rows = self.bags(nodes).values()
+        with phase("lookup"):
+            rows = self.bags(nodes).values()
         if len(self.layout.groups) == 1:
             return rows
         # No len(rows): torchrec's pipeline traces this with a stand-in for the tensor.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tml.common.profiling import phase
 from tml.projects.light_ranker.data.batch import RankerBatch
 from tml.projects.light_ranker.features.spec import FeatureSpec
 from tml.projects.light_ranker.models.lolly_slots import LollySlots
@@ -34,11 +35,15 @@ class LollyRanker(nn.Module):
 
     def forward(self, batch: RankerBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and outputs of a batch, see `Objective`."""
-        return self.objective({"click": self.logits(batch.ids)}, batch)
+        with phase("scores"):
+            logits = self.logits(batch.ids)
+        with phase("loss"):
+            return self.objective({"click": logits}, batch)
 
     def logits(self, ids: Tensor) -> Tensor:
         """`[B]` from hashed ids `[B, K]`; negative ones are absent."""
-        weights = nn.functional.embedding(ids.clamp_min(0), self.weight, sparse=has_sparse_gradients()).squeeze(2)
+        with phase("lookup"):
+            weights = nn.functional.embedding(ids.clamp_min(0), self.weight, sparse=has_sparse_gradients()).squeeze(2)
         return self.bias + (weights * (ids >= 0)).sum(1)
 
     @property

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tml.common.modules.dense_blocks import CrossNetwork
 from tml.common.modules.embedding_tables import LocalTables, ShardedTables
 from tml.common.modules.normalizers import Normalizer
+from tml.common.profiling import phase
 from tml.projects.light_ranker.config import MlpConfig
 from tml.projects.light_ranker.data.batch import RankerBatch
 from tml.projects.light_ranker.features.spec import FeatureSpec, IdFeature, Side
@@ -90,11 +91,14 @@ class RankerHead(nn.Module):
         size = len(batch.weight)
         if rows is None:
             rows = batch.continuous.new_empty(size, 0, self.embedding_dim)
-        pretrained = [self.pretrained[f.name](ids) for f, ids in self._pretrained_ids(batch.ids)]
-        predictions = self.forward_rows(
-            rows.view(size, -1, self.embedding_dim), batch.slot_mask, batch.continuous, batch.vectors, pretrained
-        )
-        return self.objective(predictions, batch)
+        with phase("lookup"):
+            pretrained = [self.pretrained[f.name](ids) for f, ids in self._pretrained_ids(batch.ids)]
+        with phase("scores"):
+            predictions = self.forward_rows(
+                rows.view(size, -1, self.embedding_dim), batch.slot_mask, batch.continuous, batch.vectors, pretrained
+            )
+        with phase("loss"):
+            return self.objective(predictions, batch)
 
     def forward_rows(
         self,
