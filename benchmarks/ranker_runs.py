@@ -120,7 +120,7 @@ def train_all(config: Path, name: str, overrides: Sequence[str] = ()) -> Path:
 
 def test_metrics(save_dir: Path) -> dict[str, float]:
     """What the run itself measured on its test rows."""
-    from tml.projects.light_ranker.report import metrics_path
+    from tml.core.held_out import metrics_path
 
     return json.loads(Path(metrics_path(str(save_dir), "test")).read_text(encoding="utf-8"))["metrics"]
 

@@ -41,7 +41,7 @@ class TrainedRun:
 
     def metrics(self, split: str = "test") -> dict[str, float]:
         """The final metrics of a split."""
-        from tml.projects.twhin.report import metrics_path
+        from tml.core.held_out import metrics_path
 
         return json.loads(Path(metrics_path(str(self.save_dir), split)).read_text(encoding="utf-8"))["metrics"]
 

@@ -68,6 +68,11 @@ class TrainState:
     stop_reason: str | None = None
     exit_code: int = 0
 
+    @property
+    def model_step(self) -> int:
+        """The step that the model is of once training has ended: after early stopping, the best one."""
+        return self.step if self.best_step is None else self.best_step
+
 
 @dataclass
 class TrainLoop:

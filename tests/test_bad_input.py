@@ -521,5 +521,5 @@ def test_39_an_empty_validation_split_is_refused_before_training(small, fault, t
     assert not list((tmp_path / "run").glob("step-*"))
     del small["validation_data"]
     message = fault(small, "--task", "evaluate")
-    assert "no edges to evaluate" in message
+    assert "nothing to evaluate" in message
     assert "validation_data" in message

@@ -14,6 +14,9 @@ from tml.core.metrics.catalogue import UNCALIBRATED, UNWEIGHTED, build_metrics, 
 from tml.projects.light_ranker.config import EvaluationConfig, LossConfig
 from tml.projects.light_ranker.features.spec import FeatureSpec
 
+# What the log shows of the metrics of held-out rows.
+SHOWN = ("rce", "uncalibrated_rce", "roc_auc", "pr_auc", "ece", "uncalibrated_ece", "watch_time_mse", "ndcg@10")
+
 # Metrics that a calibration changes, up to ties.
 _CALIBRATED = ("rce", "nrce", "predicted_ctr", "pred_std_dev", "roc_auc", "pr_auc", "ece", "ece_equal_mass")
 

@@ -30,7 +30,7 @@ from tml.common.modules.calibrators import Isotonic, fit_isotonic
 from tml.core.batch_stream import StopRequest
 from tml.core.config import parse_config
 from tml.core.custom_training_loop import TrainLoop, TrainState, evaluate, open_checkpoints, train
-from tml.core.resume import model_tensors
+from tml.core.held_out import restore_model
 from tml.ml_logging import get_logger
 from tml.projects.light_ranker.calibration import Calibration, Sample, load_calibration, require_fresh
 from tml.projects.light_ranker.config import DataConfig, LightRankerConfig
@@ -153,21 +153,6 @@ def run_training(config: LightRankerConfig, device: torch.device) -> tuple[Ranke
     return run, state
 
 
-def restore_model(run: RankerRun, step: int | None = None, alone: bool = False) -> int:
-    """Load the model's tensors of a step (the best, else the latest, if None) and say which step it was.
-
-    Args:
-        run: whose model is filled.
-        step: a committed step.
-        alone: this rank reads by itself; otherwise all ranks call this.
-    """
-    checkpoints = CheckpointManager(run.config.training.save_dir, max_to_keep=None, lock=False, alone=alone)
-    tensors = model_tensors(run.model)
-    checkpoints.restore(tensors, step=checkpoints.best() if step is None else step, only=set(tensors))
-    assert checkpoints.restored_step is not None
-    return checkpoints.restored_step
-
-
 def fit_isotonic_phase(run: RankerRun, step: int) -> Isotonic | None:
     """Fit the isotonic calibration on the validation rows and keep it beside the checkpoints.
 
@@ -265,7 +250,7 @@ def load_trained(
         moved = config.training.model_copy(update={"save_dir": str(save_dir)})
         config = config.model_copy(update={"training": moved})
     run = build_run(config, torch.device("cpu"), local=True)
-    step = restore_model(run, step, alone=True)
+    step = restore_model(run.model, config.training.save_dir, step, alone=True)
     run.model.eval()
     isotonic = load_isotonic(config.training.save_dir, {"step": step})
     held_out = config.validation_data or config.test_data

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,11 +25,20 @@ from tml.common.errors import ConfigError
 from tml.common.modules.calibrators import Isotonic
 from tml.common.tracking.record import ExperimentRecord
 from tml.core.command_line import parse_arguments, run_arguments
-from tml.core.custom_training_loop import TrainState, only_evaluate
+from tml.core.config import config_hash
+from tml.core.held_out import (
+    failures_recorded,
+    follow_checkpoints,
+    held_out_section,
+    is_reported,
+    report_metrics,
+    restore_model,
+)
 from tml.core.session import run_main, runtime_session
 from tml.ml_logging import get_logger
 from tml.projects.light_ranker.check import check_run
-from tml.projects.light_ranker.config import DataConfig, LightRankerConfig
+from tml.projects.light_ranker.config import LightRankerConfig
+from tml.projects.light_ranker.metrics import SHOWN
 from tml.projects.light_ranker.phases import (
     EXPORT,
     RankerRun,
@@ -40,10 +48,8 @@ from tml.projects.light_ranker.phases import (
     fit_isotonic_phase,
     load_isotonic,
     load_trained,
-    restore_model,
     run_training,
 )
-from tml.projects.light_ranker.report import is_reported, report_metrics
 
 logger = get_logger(__name__)
 
@@ -56,8 +62,8 @@ def run_all(config: LightRankerConfig, device: torch.device) -> int:
     run, state = run_training(config, device)
     if state.exit_code:
         return state.exit_code
-    step = _step_of(state)
-    with _failures_recorded(config.training.save_dir):
+    step = state.model_step
+    with failures_recorded(config.training.save_dir):
         isotonic = fit_isotonic_phase(run, step)
         measure_test(run, step, isotonic)
         export(config)
@@ -68,8 +74,8 @@ def train_alone(config: LightRankerConfig, device: torch.device) -> int:
     """Train on a calibration that is there, and measure the test rows once at the end."""
     run, state = run_training(config, device)
     if state.exit_code == 0:
-        with _failures_recorded(config.training.save_dir):
-            measure_test(run, _step_of(state), None)
+        with failures_recorded(config.training.save_dir):
+            measure_test(run, state.model_step, None)
     return state.exit_code
 
 
@@ -84,21 +90,12 @@ def measure_test(run: RankerRun, step: int, isotonic: Isotonic | None) -> None:
         "isotonic": None if isotonic is None else isotonic.to_dict(),
         "evaluation": config.evaluation.model_dump(mode="json"),
     }
-    if all(gather_objects(is_reported(config.training.save_dir, "test", measured))):
+    identity = config_hash(measured)
+    if all(gather_objects(is_reported(config.training.save_dir, "test", identity))):
         logger.info("the test rows are measured already")
         return
-    report_metrics(config.training.save_dir, "test", step, run.evaluator(config.test_data, isotonic)(), measured)
-
-
-@contextmanager
-def _failures_recorded(save_dir: str) -> Iterator[None]:
-    """What fails after training has ended is a failure of the run all the same."""
-    try:
-        yield
-    except Exception as error:
-        if rank() == 0:
-            ExperimentRecord(save_dir).end("FAILED", f"{type(error).__name__}: {error}")
-        raise
+    metrics = run.evaluator(config.test_data, isotonic)()
+    report_metrics(config.training, "test", step, metrics, SHOWN, identity)
 
 
 def fit_isotonic_alone(config: LightRankerConfig, device: torch.device) -> None:
@@ -113,7 +110,7 @@ def fit_isotonic_alone(config: LightRankerConfig, device: torch.device) -> None:
             fix="set both sections",
         )  # fmt: skip
     run = build_run(config, device)
-    fit_isotonic_phase(run, restore_model(run))
+    fit_isotonic_phase(run, restore_model(run.model, config.training.save_dir))
 
 
 def run_evaluation(config: LightRankerConfig, device: torch.device, step: int | None = None) -> dict[str, float]:
@@ -124,25 +121,20 @@ def run_evaluation(config: LightRankerConfig, device: torch.device, step: int | 
         device: of this rank.
         step: a committed step; the best one, or else the latest, if None.
     """
-    section, split = _evaluated_section(config)
+    section, split = held_out_section(config)
     run = build_run(config, device)
-    step = restore_model(run, step)
+    step = restore_model(run.model, config.training.save_dir, step)
     metrics = run.evaluator(section, load_isotonic(config.training.save_dir, {"step": step}))()
-    report_metrics(config.training.save_dir, split, step, metrics)
+    report_metrics(config.training, split, step, metrics, SHOWN)
     return metrics
 
 
 def follow_training(config: LightRankerConfig, device: torch.device) -> dict[int, dict[str, float | None]]:
     """Evaluate each checkpoint that another job writes, until its last one or a timeout."""
-    section, _ = _evaluated_section(config)
+    section, _ = held_out_section(config)
     run = build_run(config, device)
     evaluate = run.evaluator(section, num_steps=config.training.num_eval_steps)
-
-    def evaluate_checkpoint(step: int) -> dict[str, float]:
-        restore_model(run, step)
-        return evaluate()
-
-    return only_evaluate(evaluate_checkpoint, config.training)
+    return follow_checkpoints(run.model, evaluate, config.training)
 
 
 def export(config: LightRankerConfig) -> Path:
@@ -179,21 +171,6 @@ def _is_exported(config: LightRankerConfig, folder: Path) -> bool:
         return False
     logger.info("the export of step %d is in %s already", step, folder)
     return True
-
-
-def _step_of(state: TrainState) -> int:
-    # After early stopping the model is that of the best step.
-    return state.step if state.best_step is None else state.best_step
-
-
-def _evaluated_section(config: LightRankerConfig) -> tuple[DataConfig, str]:
-    if config.test_data is not None:
-        return config.test_data, "test"
-    if config.validation_data is not None:
-        return config.validation_data, "validation"
-    raise ConfigError(
-        "there are no rows to evaluate", where="test_data, validation_data", fix="set data_root of one of them"
-    )
 
 
 def run_task(config: LightRankerConfig, task: str) -> int:

@@ -28,6 +28,7 @@ from tml.common.tracking.record import ExperimentRecord
 from tml.core.config import parse_config
 from tml.core.config.base_config import did_you_mean
 from tml.core.custom_training_loop import evaluate
+from tml.core.held_out import report_metrics
 from tml.core.session import runtime_session
 from tml.machines.environment import task_environment
 from tml.projects.light_ranker.config import LightRankerConfig, TrainDataConfig
@@ -35,7 +36,7 @@ from tml.projects.light_ranker.data.dataset import RankerDataset, Share, open_re
 from tml.projects.light_ranker.features.encoder import Encoder
 from tml.projects.light_ranker.features.spec import FeatureSpec
 from tml.projects.light_ranker.in_memory import batch_in_memory
-from tml.projects.light_ranker.metrics import RankerMetrics
+from tml.projects.light_ranker.metrics import SHOWN, RankerMetrics
 from tml.projects.light_ranker.phases import (
     EXPORT,
     TrainedRanker,
@@ -44,7 +45,6 @@ from tml.projects.light_ranker.phases import (
     load_trained,
     run_training,
 )
-from tml.projects.light_ranker.report import report_metrics
 from tml.projects.light_ranker.training_data import DataSource, PreparedData, RawDataOptions, prepared_data
 
 Data: TypeAlias = str | os.PathLike[str] | pa.Table | DataSource
@@ -144,12 +144,12 @@ class DataRecordTrainer:
                     "training was interrupted", where=config.training.save_dir, value=state.stop_reason,
                     fix="call train again: it continues",
                 )  # fmt: skip
-            step = state.step if state.best_step is None else state.best_step
+            step = state.model_step
             isotonic = fit_isotonic_phase(run, step)
             metrics = {}
             if config.validation_data is not None:
                 metrics = run.evaluator(config.validation_data, isotonic)()
-                report_metrics(config.training.save_dir, "validation", step, metrics)
+                report_metrics(config.training, "validation", step, metrics, SHOWN)
         return LightRanker(config, metrics)
 
     def config(self, train_data: DataSource, eval_data: DataSource | None) -> LightRankerConfig:

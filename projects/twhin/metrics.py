@@ -13,6 +13,9 @@ from tml.projects.twhin.evaluation import LinkPredictionEvaluator, RankingOption
 from tml.projects.twhin.evaluation.known_edges import query_keys
 from tml.projects.twhin.models.live_tables import embedding_source, head_of
 
+# What the log shows of the metrics of held-out edges.
+SHOWN = ("filtered.mrr", "filtered.hits@1", "filtered.hits@3", "filtered.hits@10", "filtered.mr", "auc")
+
 
 class LinkPrediction:
     """Ranks the edges of one section under a live model.

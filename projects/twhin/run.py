@@ -4,9 +4,8 @@
     python -m tml.projects.twhin.run --config my.yaml --task evaluate
 
 Tasks: `train` continues by itself from the checkpoints of `training.save_dir`; `evaluate` ranks the test edges (else
-    the validation
-edges) under the best or latest checkpoint; `only_evaluate` follows a folder that another job writes and evaluates
-every new checkpoint; `check` looks at config, files, ids and memory and trains nothing.
+the validation edges) under the best or latest checkpoint; `only_evaluate` follows a folder that another job writes and
+evaluates every new checkpoint; `check` looks at config, files, ids and memory and trains nothing.
 """
 
 from __future__ import annotations
@@ -19,22 +18,19 @@ import torch
 from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from tml.common.checkpointing import CheckpointManager
 from tml.common.device import rank, world_size
-from tml.common.errors import ConfigError
 from tml.core.command_line import parse_arguments, run_arguments
-from tml.core.custom_training_loop import TrainLoop, TrainState, only_evaluate, open_checkpoints, train
+from tml.core.custom_training_loop import TrainLoop, TrainState, open_checkpoints, train
+from tml.core.held_out import failures_recorded, follow_checkpoints, held_out_section, report_metrics, restore_model
 from tml.core.optimizers.optimizers import Optimizers
-from tml.core.resume import model_tensors
 from tml.core.session import run_main, runtime_session
 from tml.projects.twhin.check import check_run
 from tml.projects.twhin.config import EdgesConfig, TwhinConfig
 from tml.projects.twhin.data.dataset import EdgesDataset
 from tml.projects.twhin.data.edges import EdgeSchema
-from tml.projects.twhin.metrics import LinkPrediction
+from tml.projects.twhin.metrics import SHOWN, LinkPrediction
 from tml.projects.twhin.models.build import build_model, edge_schema
 from tml.projects.twhin.optimizer import build_optimizers
-from tml.projects.twhin.report import report_metrics
 from tml.projects.twhin.tables import table_layout, vocab_fingerprint, vocab_hashes
 
 TASKS = ("train", "evaluate", "only_evaluate", "check")
@@ -97,9 +93,9 @@ def run_training(config: TwhinConfig, device: torch.device) -> TrainState:
             )
         )
     if state.exit_code == 0 and config.test_data is not None and config.training.num_eval_steps != 0:
-        # After early stopping the model is that of the best step.
-        step = state.step if state.best_step is None else state.best_step
-        report_metrics(config.training.save_dir, "test", step, run.evaluator(config.test_data)())
+        with failures_recorded(config.training.save_dir):
+            metrics = run.evaluator(config.test_data)()
+            report_metrics(config.training, "test", state.model_step, metrics, SHOWN)
     return state
 
 
@@ -111,44 +107,19 @@ def run_evaluation(config: TwhinConfig, device: torch.device, step: int | None =
         device: of this rank.
         step: a committed step; the best one, or else the latest, if None.
     """
-    section, split = _evaluated_section(config)
+    section, split = held_out_section(config)
     run = build_run(config, device)
-    step = restore_model(run, step)
+    step = restore_model(run.model, config.training.save_dir, step)
     metrics = run.evaluator(section)()
-    report_metrics(config.training.save_dir, split, step, metrics)
+    report_metrics(config.training, split, step, metrics, SHOWN)
     return metrics
 
 
 def follow_training(config: TwhinConfig, device: torch.device) -> dict[int, dict[str, float | None]]:
     """Evaluate each checkpoint that another job writes, until its last one or a timeout."""
-    section, _ = _evaluated_section(config)
+    section, _ = held_out_section(config)
     run = build_run(config, device)
-    evaluate = run.evaluator(section, config.evaluation.max_edges)
-
-    def evaluate_checkpoint(step: int) -> dict[str, float]:
-        restore_model(run, step)
-        return evaluate()
-
-    return only_evaluate(evaluate_checkpoint, config.training)
-
-
-def restore_model(run: TwhinRun, step: int | None) -> int:
-    """Load the model's tensors of a step (the best, else the latest, if None) and say which step it was."""
-    checkpoints = CheckpointManager(run.config.training.save_dir, max_to_keep=None, lock=False)
-    tensors = model_tensors(run.model)
-    checkpoints.restore(tensors, step=checkpoints.best() if step is None else step, only=set(tensors))
-    assert checkpoints.restored_step is not None
-    return checkpoints.restored_step
-
-
-def _evaluated_section(config: TwhinConfig) -> tuple[EdgesConfig, str]:
-    if config.test_data is not None:
-        return config.test_data, "test"
-    if config.validation_data is not None:
-        return config.validation_data, "validation"
-    raise ConfigError(
-        "there are no edges to evaluate", where="test_data, validation_data", fix="set data_root of one of them"
-    )
+    return follow_checkpoints(run.model, run.evaluator(section, config.evaluation.max_edges), config.training)
 
 
 def run_task(config: TwhinConfig, task: str) -> int:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tml.common.errors import ConfigError
+from tml.common.split_fractions import parse_split_fractions
 
 _INPUT = "Input"
 _SPLIT = "Split of one table"
@@ -132,7 +133,7 @@ def prepare_command(
         features=str(features),
         inputs={"train": train, "valid": valid or [], "test": test or []},
         dates={split: _dates(split, text, hour_resolution) for split, text in dates.items() if text},
-        split_fractions=_fractions(split_fractions),
+        split_fractions=None if split_fractions is None else parse_split_fractions(split_fractions),
         split_time=split_time,
         keep_rate=keep_rate,
         file_keep_rate=file_keep_rate,
@@ -151,17 +152,6 @@ def _dates(split: str, text: str, hour_resolution: int) -> Any:
     if not dots:
         raise ConfigError("dates cannot be read", where=f"--{split}-dates", value=text, limit="START..END")
     return DateRange.parse(start, end, hour_resolution)
-
-
-def _fractions(text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(
-            "shares cannot be read", where="--split-fractions", value=text, limit="numbers like .8,.1,.1"
-        ) from None
 
 
 def _show(out: Path, meta: dict[str, Any]) -> None:

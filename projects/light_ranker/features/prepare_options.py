@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from tml.common.errors import ConfigError
+from tml.common.split_fractions import check_split_fractions
 from tml.projects.light_ranker.data.files import DateRange, check_no_overlap, find_files, keep_files
 from tml.projects.light_ranker.features.rows import SPLITS
 
@@ -52,8 +53,7 @@ class PrepareOptions:
         if shares is None:
             _require(self.split_time is None, "--split-time", self.split_time, "together with --split-fractions")
             return
-        fine = len(shares) == len(SPLITS) and shares[0] > 0 and min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6
-        _require(fine, "--split-fractions", shares, "three shares of train,valid,test that add up to 1, like .8,.1,.1")
+        check_split_fractions(shares)
         others = [split for split in SPLITS[1:] if self.inputs.get(split)]
         _require(not others, "--split-fractions", others, "--train alone, or a file for each split and no fractions")
 

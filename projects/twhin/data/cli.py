@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tml.common.errors import ConfigError, TmlError
+from tml.common.split_fractions import parse_split_fractions
 
 _INPUT = "Input"
 _MEANING = "What a row means (one of these)"
@@ -161,7 +162,7 @@ def _options(given: dict[str, Any], preset: str | None) -> Any:
     if "columns" in settings:
         settings["columns"] = tuple(name.strip() for name in settings["columns"].split(","))
     if "split_fractions" in settings:
-        settings["split_fractions"] = _fractions(settings["split_fractions"])
+        settings["split_fractions"] = parse_split_fractions(settings["split_fractions"])
     if preset is not None:
         if settings["id_type"] == "auto":
             del settings["id_type"]
@@ -174,15 +175,6 @@ def _relation_input(text: str) -> tuple[str, str]:
     if not (relation and equals and path):
         raise ConfigError("an input cannot be read", where="--input", value=text, limit="RELATION=PATH")
     return relation, path
-
-
-def _fractions(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(share) for share in text.split(","))
-    except ValueError:
-        raise ConfigError(
-            "shares cannot be read", where="--split-fractions", value=text, limit="numbers like 0.9,0.05,0.05"
-        ) from None
 
 
 def _show_conversion(out: Path, meta: dict[str, Any]) -> None:

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from tml.common.checkpointing import Checkpoint, CheckpointManager
 from tml.common.errors import CheckpointError
+from tml.core.held_out import metrics_path
 from tml.projects.twhin.config import ModelConfig
 from tml.projects.twhin.export.model import export_model
 from tml.projects.twhin.export.tables import rows_per_block
 from tml.projects.twhin.models.relations import RelationScorer, RelationSpec
-from tml.projects.twhin.report import metrics_path
 from tml.projects.twhin.tables import table_layout, vocab_fingerprint
 
 Step = int | Literal["best", "latest"]

@@ -106,6 +106,9 @@ def test_what_is_done_is_not_done_again(whole):
     before = [Path(f"{folder}/{name}").read_text() for name in names]
     assert run(whole) == 0
     assert [Path(f"{folder}/{name}").read_text() for name in names] == before
+    written = json.loads(before[names.index("test_metrics.json")])
+    assert set(written) == {"split", "step", "identity", "metrics"}
+    assert len(written["identity"]) == 64
 
 
 def test_evaluation_measures_the_model_that_was_trained(whole):
@@ -171,7 +174,7 @@ def test_fault_training_without_a_calibration_says_which_task_makes_one(settings
 
 def test_fault_nothing_to_evaluate_or_to_calibrate_on_is_named(settings):
     bare = merged(settings, {"validation_data": None, "test_data": None})
-    with pytest.raises(ConfigError, match="no rows to evaluate"):
+    with pytest.raises(ConfigError, match="nothing to evaluate"):
         run(bare, "evaluate")
     with pytest.raises(ConfigError, match="nothing to fit"):
         run(bare, "isotonic")

@@ -28,6 +28,7 @@ from tests.projects.twhin.tiny import (
     write_edges,
     write_graph,
 )
+from tml.common.tracking.record import ExperimentRecord
 from tml.core.config import load_config
 from tml.machines.exit_codes import FOLDER_VARIABLE, recorded_exit_code
 from tml.projects.twhin.check import check_run
@@ -143,6 +144,10 @@ def test_metrics_of_the_test_edges_are_written_whole(graph, short, tmp_path, cap
     assert report["step"] == 3
     assert report["metrics"]["num_edges"] == 150
     assert f"filtered.mrr {report['metrics']['filtered.mrr']:.4f}" in caplog.text
+    (tested,) = (
+        found for found in ExperimentRecord(tmp_path / "run").read()["evaluations"] if found["split"] == "test"
+    )
+    assert (tested["step"], tested["metrics"]) == (3, report["metrics"])
 
 
 def test_log_lines_can_be_had_as_json(short, tmp_path):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tml.common.errors import ConfigError
+from tml.common.split_fractions import check_split_fractions
 
 TABLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 RELATIONS_FILE = "relations"  # vocab/relations.parquet, so no table may have this name
@@ -147,14 +148,8 @@ class ConvertOptions:
                 self.time_column,
                 "--time-column with --test-from (and, if wanted, --valid-from)",
             )
-        fractions = self.split_fractions or DEFAULT_FRACTIONS
-        fine = (
-            len(fractions) == 3
-            and all(f >= 0 for f in fractions)
-            and abs(sum(fractions) - 1) < 1e-9
-            and fractions[0] > 0
-        )
-        _require(fine, "--split-fractions", fractions, "three shares (train > 0, valid, test) that add up to 1")
+        if self.split_fractions is not None:
+            check_split_fractions(self.split_fractions)
 
     def _meanings(self) -> dict[str, Any]:
         return {"--relation": self.relations, "--typed-ids": self.typed_ids, "--single-table": self.single_table}
