@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from tml.common import native
 from tml.common.modules.table_layout import FusedKind, FusedOptimizerSpec
 from tml.common.native.compiler import compiled
+from tml.common.profiling import phase
 
 _SOURCE = Path(native.__file__).with_name("rows.cpp")
 # The numbers of the rules in rows.cpp.
@@ -144,7 +145,8 @@ class _LookUp(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, None]:
-        ctx.kernel.update(*ctx.saved_tensors, gradient)
+        with phase("update"):
+            ctx.kernel.update(*ctx.saved_tensors, gradient)
         return None, None, None, None
 
 

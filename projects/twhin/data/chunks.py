@@ -1,4 +1,4 @@
-"""Chunks: a batch of edges is cut into groups of one type signature that share their negatives.
+"""Chunks: a batch of edges is cut into groups of one type signature that share their negatives, relation by relation.
 
 Letters: `B` edges, `C` edges in a chunk, `G` uniform negatives of a chunk and side, `S` chunks, `W = 2 (C + G)`
 nodes of a chunk.
@@ -29,6 +29,7 @@ from tml.common.modules.embedding_tables import keyed_ids
 from tml.common.modules.table_layout import TableLayout
 from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema, Ints
 from tml.projects.twhin.data.masks import ChunkNodes, masked_places
+from tml.projects.twhin.models.relations import RelationSpec
 
 # Keeps these draws apart from others that a run may make with its seed.
 _NEGATIVES_STREAM = 0x6E656761
@@ -131,9 +132,12 @@ class ChunkAssembler:
     ) -> None:
         self.schema, self.layout, self.shape, self.seed, self.pad = schema, layout, shape, seed, pad
         relations = schema.relations
-        signatures = sorted({(r.lhs, r.rhs, r.operator) for r in relations})
+        signatures = sorted({_signature(relation) for relation in relations})
         self._signatures = signatures
-        self._signature_of_rel = np.array([signatures.index((r.lhs, r.rhs, r.operator)) for r in relations])
+        # Edges of a relation come together, so that most chunks have one: both sides then share scores (chunk_kernel.cpp).
+        order = sorted(range(len(relations)), key=lambda rel: signatures.index(_signature(relations[rel])))
+        self._place_of_rel = np.argsort(order)
+        self._signature_of_rel = np.array([signatures.index(_signature(relation)) for relation in relations])
         self._weight_of_rel = np.array([(weights or {}).get(r.name, 1.0) for r in relations], dtype=np.float32)
         self._num_rows = np.array(
             [[schema.num_embeddings[lhs], schema.num_embeddings[rhs]] for lhs, rhs, _ in signatures], dtype=np.int64
@@ -171,14 +175,17 @@ class ChunkAssembler:
         )
         slots = self._slots(counts, num_chunks)
         columns = []
-        order = np.argsort(signature, kind="stable")
+        order = np.argsort(self._place_of_rel[edges.rel], kind="stable")
         for name in ("lhs", "rel", "rhs"):
             column = np.zeros(len(chunk_signature) * self.shape.size, dtype=np.int64)
             column[slots] = getattr(edges, name)[order]
             columns.append(column.reshape(-1, self.shape.size))
         filled = np.zeros(len(chunk_signature) * self.shape.size, dtype=bool)
         filled[slots] = True
-        return chunk_signature, (*columns, filled.reshape(-1, self.shape.size))
+        filled = filled.reshape(-1, self.shape.size)
+        lhs, rel, rhs = columns
+        # Padding has the relation of its chunk's last edge, so that it does not part a chunk of one relation.
+        return chunk_signature, (lhs, np.where(filled, rel, rel[:, -1:]), rhs, filled)
 
     def _least_chunks(self, block_size: int) -> int:
         """With `pad`, the most chunks that a block can need: every signature may have one that is not full."""
@@ -241,6 +248,10 @@ class ChunkAssembler:
         candidates = np.concatenate([own[:, in_batch], negatives], axis=1)
         valid = np.concatenate([filled[:, in_batch], np.ones(negatives.shape, dtype=bool)], axis=1)
         return masked_places(ChunkNodes(other, rel, own, filled), candidates, valid)
+
+
+def _signature(relation: RelationSpec) -> tuple[str, str, str]:
+    return relation.lhs, relation.rhs, relation.operator
 
 
 @dataclass(frozen=True)

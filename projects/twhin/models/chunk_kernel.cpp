@@ -7,6 +7,7 @@
 
 #include <omp.h>
 
+#include <numeric>
 #include <vector>
 
 #include "vectors.h"
@@ -93,9 +94,10 @@ struct EdgeLoss {
   float loss, by_positive;
 };
 
-// The losses of losses.py for one edge. `score` [N], padded with kMasked, becomes the derivative by it, zero where masked.
+// The losses of losses.py for one edge, times its weight. `score` [N], padded with kMasked, becomes the derivative by it, zero
+// where masked.
 
-EdgeLoss softmax(float positive, float *score, int64_t count, float margin) {
+EdgeLoss softmax(float positive, float *score, int64_t count, float margin, float weight) {
   positive -= margin;
   Floats top = splat(positive), total = splat(0);
   for (int64_t i = 0; i < count; i += kLanes) top = max(load(score + i), top);
@@ -106,12 +108,12 @@ EdgeLoss softmax(float positive, float *score, int64_t count, float margin) {
     total += share;
     store(score + i, share);
   }
-  const float own = std::exp(positive - highest), all = sum(total) + own, scale = 1 / all;
+  const float own = std::exp(positive - highest), all = sum(total) + own, scale = weight / all;
   for (int64_t i = 0; i < count; i += kLanes) store(score + i, load(score + i) * scale);
-  return {std::log(all) + highest - positive, own * scale - 1};
+  return {weight * (std::log(all) + highest - positive), own * scale - weight};
 }
 
-EdgeLoss logistic(float positive, float *score, int64_t count, float) {
+EdgeLoss logistic(float positive, float *score, int64_t count, float, float weight) {
   Floats linear = splat(0), valid = splat(0);
   float logs = 0;
   for (int64_t start = 0; start < count; start += 64 * kLanes) {
@@ -126,13 +128,13 @@ EdgeLoss logistic(float positive, float *score, int64_t count, float) {
     }
     for (int lane = 0; lane < kLanes; lane++) logs += std::log(product[lane]);
   }
-  const float weight = 1 / std::max(sum(valid), 1.0f), small = std::exp(-std::abs(positive));
-  for (int64_t i = 0; i < count; i += kLanes) store(score + i, load(score + i) * weight);
-  const float loss = std::max(-positive, 0.0f) + std::log1p(small) + (sum(linear) + logs) * weight;
-  return {loss, positive > 0 ? -small / (1 + small) : -1 / (1 + small)};
+  const float share = 1 / std::max(sum(valid), 1.0f), small = std::exp(-std::abs(positive));
+  for (int64_t i = 0; i < count; i += kLanes) store(score + i, load(score + i) * (share * weight));
+  const float loss = std::max(-positive, 0.0f) + std::log1p(small) + (sum(linear) + logs) * share;
+  return {weight * loss, weight * (positive > 0 ? -small / (1 + small) : -1 / (1 + small))};
 }
 
-EdgeLoss ranking(float positive, float *score, int64_t count, float margin) {
+EdgeLoss ranking(float positive, float *score, int64_t count, float margin, float weight) {
   Floats total = splat(0), active = splat(0), valid = splat(0);
   for (int64_t i = 0; i < count; i += kLanes) {
     Floats x = load(score + i), above = x + (margin - positive), hinge = where(above <= 0.0f, splat(0), above);
@@ -141,110 +143,178 @@ EdgeLoss ranking(float positive, float *score, int64_t count, float margin) {
     active += where(hinge > 0.0f, splat(1), splat(0));
     store(score + i, where(hinge > 0.0f, splat(1), splat(0)));
   }
-  const float weight = 1 / std::max(sum(valid), 1.0f);
-  for (int64_t i = 0; i < count; i += kLanes) store(score + i, load(score + i) * weight);
-  return {sum(total) * weight, -sum(active) * weight};
+  const float share = weight / std::max(sum(valid), 1.0f);
+  for (int64_t i = 0; i < count; i += kLanes) store(score + i, load(score + i) * share);
+  return {sum(total) * share, -sum(active) * share};
 }
 
-// One thread's memory for a side of a chunk.
-struct Space {
-  std::vector<float> queries, by_queries, columns, scores, bias;
-  explicit Space(const Arguments &a)
-      : queries(a.size * a.dim),
-        by_queries(a.size * a.dim),
-        columns(a.dim * padded(a.num_in_batch + a.num_global)),
-        scores(a.size * padded(a.num_in_batch + a.num_global)),
-        bias(a.size) {}
+// One side of one chunk: how its candidates are scored, and the memory for it. `kept` ends are moved into queries by the operator;
+// `own` are the rows that hold the candidates.
+struct Side {
+  const float *kept, *own, *params;
+  float *by_kept, *by_own, *by_params;
+  const int64_t *masked, *masked_end;
+  int op;
+  float sign;
+  bool has_bias;
+  std::vector<float> queries, scores, bias, by_positive;
 };
 
-// Everything that corrupting one side of a chunk adds to the loss and the derivatives.
-float side_loss(const Arguments &a, int64_t chunk, int side, float *by_params, float *by_inverse, Space &space) {
-  const int64_t size = a.size, dim = a.dim, num_rows = a.size + a.num_global, count = a.num_in_batch + a.num_global;
-  const int64_t width = padded(count), skipped = size - a.num_in_batch;
-  const float *kept = a.rows[1 - side] + chunk * num_rows * dim, *own = a.rows[side] + chunk * num_rows * dim;
-  float *by_kept = a.by_rows[1 - side] + chunk * num_rows * dim, *by_own = a.by_rows[side] + chunk * num_rows * dim;
-  const float *candidates = own + skipped * dim;
-  float *by_candidates = by_own + skipped * dim, *scores = space.scores.data();
-  const int64_t *rel = a.rel + chunk * size;
-  const float *weight = a.weight + chunk * size;
+class Chunk {
+ public:
+  explicit Chunk(const Arguments &arguments)
+      : a(arguments),
+        count(a.num_in_batch + a.num_global),
+        width(padded(count)),
+        stride(width + kLanes),
+        skipped(a.size - a.num_in_batch),
+        by_queries(a.size * a.dim),
+        columns(a.dim * width) {
+    for (Side &side : sides) {
+      side.queries.resize(a.size * a.dim);
+      side.scores.resize(a.size * stride);
+      side.bias.resize(a.size);
+      side.by_positive.resize(a.size);
+    }
+  }
 
-  const bool forward = side == 1, adjoint = !forward && !a.inverse;
-  const float *params = forward || adjoint ? a.params : a.inverse;
-  float *by_p = forward || adjoint ? by_params : by_inverse;
-  const int op = adjoint && a.op == kTranslation ? kIdentity : a.op;
-  const float sign = adjoint ? -1.0f : 1.0f;
-  // (x + t) . y = x . y + t . y: the last term counts where a loss is not of differences between scores.
-  const bool has_bias = adjoint && a.op == kTranslation && a.loss == kLogistic;
+  // The chunk's loss; adds the derivatives by relations, and fills those by rows.
+  float loss(int64_t number, float *by_params, float *by_inverse) {
+    const int64_t nodes = (a.size + a.num_global) * a.dim;
+    rel = a.rel + number * a.size;
+    weight = a.weight + number * a.size;
+    for (float *by_rows : a.by_rows) std::fill_n(by_rows + number * nodes, nodes, 0.0f);
+    // An edge's score against another edge's end is also that edge's score against its end, if their relations are one:
+    // it is made, and derived, once for both sides.
+    const bool once = !skipped && !a.inverse && std::count(rel, rel + a.size, rel[0]) == a.size;
+    for (int corrupted : {0, 1}) set_up(number, corrupted, once, by_params, by_inverse);
+    Side &lhs = sides[0], &rhs = sides[1];
+    const int64_t first = once ? a.size : 0;
+    score(rhs, 0);
+    score(lhs, first);
+    if (once)
+      for (int64_t i = 0; i < a.size; i++)
+        for (int64_t j = 0; j < a.size; j++) lhs.scores[i * stride + j] = rhs.scores[j * stride + i];
+    float total = edge_losses(rhs, a.positive + number * a.size);
+    total += edge_losses(lhs, nullptr);
+    if (once)
+      for (int64_t i = 0; i < a.size; i++)
+        for (int64_t j = 0; j < a.size; j++) rhs.scores[i * stride + j] += lhs.scores[j * stride + i];
+    derive(rhs, 0);
+    derive(lhs, first);
+    return total;
+  }
 
-  for (int64_t i = 0; i < size; i++) move(op, kept + i * dim, params + rel[i] * dim, sign, space.queries.data() + i * dim, dim);
-  transpose(count, dim, candidates, dim, space.columns.data(), width);
-  multiply(size, width, dim, space.queries.data(), dim, 1, space.columns.data(), width, scores, width, false);
+ private:
+  void set_up(int64_t number, int corrupted, bool once, float *by_params, float *by_inverse) {
+    const int64_t nodes = (a.size + a.num_global) * a.dim, places = a.size * count;
+    Side &side = sides[corrupted];
+    side.kept = a.rows[1 - corrupted] + number * nodes;
+    side.own = a.rows[corrupted] + number * nodes;
+    side.by_kept = a.by_rows[1 - corrupted] + number * nodes;
+    side.by_own = a.by_rows[corrupted] + number * nodes;
+    const int64_t *masked = a.masked[corrupted], *masked_end = masked + a.num_masked[corrupted];
+    side.masked = std::lower_bound(masked, masked_end, number * places);
+    side.masked_end = std::lower_bound(side.masked, masked_end, (number + 1) * places);
+    masked_before = number * places;
+    const bool adjoint = corrupted == 0 && !a.inverse, translated = adjoint && a.op == kTranslation;
+    side.params = corrupted == 0 && a.inverse ? a.inverse : a.params;
+    side.by_params = corrupted == 0 && a.inverse ? by_inverse : by_params;
+    side.op = translated ? kIdentity : a.op;
+    side.sign = adjoint ? -1.0f : 1.0f;
+    // (x + t) . y = x . y + t . y: the last term may be left out where a loss is of differences between an edge's scores, but
+    // not where some of these come from the other side.
+    side.has_bias = translated && (once || a.loss == kLogistic);
+  }
 
-  for (int64_t i = 0; i < size; i++) {
-    space.bias[i] = has_bias ? dot(params + rel[i] * dim, kept + i * dim, dim) : 0.0f;
+  // Scores of the candidates from `first` on.
+  void score(Side &side, int64_t first) {
+    const float *candidates = side.own + (skipped + first) * a.dim;
+    float *queries = side.queries.data(), *scores = side.scores.data();
+    for (int64_t i = 0; i < a.size; i++) {
+      move(side.op, side.kept + i * a.dim, side.params + rel[i] * a.dim, side.sign, queries + i * a.dim, a.dim);
+      side.bias[i] = side.has_bias ? dot(side.params + rel[i] * a.dim, side.kept + i * a.dim, a.dim) : 0.0f;
+    }
+    const int64_t rest = padded(count - first);
+    transpose(count - first, a.dim, candidates, a.dim, columns.data(), rest);
+    multiply(a.size, rest, a.dim, queries, a.dim, 1, columns.data(), rest, scores + first, stride, false);
+    if (side.has_bias)
+      for (int64_t i = 0; i < a.size; i++)
+        for (int64_t j = first; j < count; j++) scores[i * stride + j] += side.bias[i];
+  }
+
+  // The weighted losses of the edges; their derivatives by the scores take the scores' place.
+  float edge_losses(Side &side, float *positives) {
+    float *scores = side.scores.data(), total = 0;
     // Where every end is a candidate, the scores hold the positive ones on their diagonal.
-    float positive = skipped ? dot(space.queries.data() + i * dim, own + i * dim, dim) : scores[i * width + i];
-    if (forward) a.positive[chunk * size + i] = positive;
-    for (int64_t j = 0; j < width; j++) scores[i * width + j] = j < count ? scores[i * width + j] + space.bias[i] : kMasked;
-    space.bias[i] += positive;
+    for (int64_t i = 0; i < a.size; i++) {
+      float *score = scores + i * stride;
+      const float *query = side.queries.data() + i * a.dim;
+      side.by_positive[i] = skipped ? dot(query, side.own + i * a.dim, a.dim) + side.bias[i] : score[i];
+      std::fill(score + count, score + width, kMasked);
+    }
+    if (positives) std::copy(side.by_positive.begin(), side.by_positive.end(), positives);
+    for (const int64_t *at = side.masked; at < side.masked_end; at++)
+      scores[(*at - masked_before) / count * stride + (*at - masked_before) % count] = kMasked;
+    const auto edge_loss = a.loss == kSoftmax ? softmax : a.loss == kLogistic ? logistic : ranking;
+    for (int64_t i = 0; i < a.size; i++) {
+      float *score = scores + i * stride;
+      const EdgeLoss edge = edge_loss(side.by_positive[i], score, width, a.margin, weight[i]);
+      total += edge.loss;
+      side.by_positive[i] = edge.by_positive;
+      if (!skipped) score[i] = edge.by_positive;
+    }
+    return total;
   }
-  const int64_t first_place = chunk * size * count, *places = a.masked[side], *places_end = places + a.num_masked[side];
-  for (const int64_t *at = std::lower_bound(places, places_end, first_place);
-       at < places_end && *at < first_place + size * count; at++)
-    scores[(*at - first_place) / count * width + (*at - first_place) % count] = kMasked;
 
-  const auto edge_loss = a.loss == kSoftmax ? softmax : a.loss == kLogistic ? logistic : ranking;
-  float *by_queries = space.by_queries.data();
-  float total = 0;
-  std::fill_n(by_queries, size * dim, 0.0f);
-  for (int64_t i = 0; i < size; i++) {
-    float *score = scores + i * width;
-    const EdgeLoss edge = edge_loss(space.bias[i], score, width, a.margin);
-    total += edge.loss * weight[i];
-    for (int64_t j = 0; j < width; j++) score[j] *= weight[i];
-    const float by_positive = edge.by_positive * weight[i];
-    if (has_bias) {
-      float by_bias = by_positive;
-      for (int64_t j = 0; j < width; j++) by_bias += score[j];
-      for (int64_t d = 0; d < dim; d++) {
-        by_kept[i * dim + d] += by_bias * params[rel[i] * dim + d];
-        by_p[rel[i] * dim + d] += by_bias * kept[i * dim + d];
+  // Derivatives by rows and relations, from those by the scores of the candidates from `first` on.
+  void derive(Side &side, int64_t first) {
+    const int64_t dim = a.dim;
+    const float *candidates = side.own + (skipped + first) * dim, *scores = side.scores.data() + first;
+    float *by_candidates = side.by_own + (skipped + first) * dim;
+    multiply(a.size, dim, count - first, scores, stride, 1, candidates, dim, by_queries.data(), dim, false);
+    multiply(count - first, dim, a.size, scores, 1, stride, side.queries.data(), dim, by_candidates, dim, true);
+    for (int64_t i = 0; i < a.size; i++) {
+      const float *kept = side.kept + i * dim, *params = side.params + rel[i] * dim;
+      float *by_query = by_queries.data() + i * dim, *by_params = side.by_params + rel[i] * dim;
+      if (skipped) {
+        const float *query = side.queries.data() + i * dim, *own = side.own + i * dim;
+        for (int64_t d = 0; d < dim; d++) by_query[d] += side.by_positive[i] * own[d];
+        for (int64_t d = 0; d < dim; d++) side.by_own[i * dim + d] += side.by_positive[i] * query[d];
       }
-    }
-    if (skipped) {
-      for (int64_t d = 0; d < dim; d++) {
-        by_queries[i * dim + d] += by_positive * own[i * dim + d];
-        by_own[i * dim + d] += by_positive * space.queries[i * dim + d];
+      move_back(side.op, kept, params, side.sign, by_query, side.by_kept + i * dim, by_params, dim);
+      if (side.has_bias) {
+        const float *by_score = scores + i * stride;
+        const float by_bias = std::accumulate(by_score, by_score + count - first, skipped ? side.by_positive[i] : 0.0f);
+        for (int64_t d = 0; d < dim; d++) side.by_kept[i * dim + d] += by_bias * params[d];
+        for (int64_t d = 0; d < dim; d++) by_params[d] += by_bias * kept[d];
       }
-    } else {
-      score[i] = by_positive;
     }
   }
-  multiply(size, dim, count, scores, width, 1, candidates, dim, by_queries, dim, true);
-  multiply(count, dim, size, scores, 1, width, space.queries.data(), dim, by_candidates, dim, true);
-  for (int64_t i = 0; i < size; i++)
-    move_back(op, kept + i * dim, params + rel[i] * dim, sign, by_queries + i * dim, by_kept + i * dim, by_p + rel[i] * dim, dim);
-  return total;
-}
+
+  const Arguments &a;
+  const int64_t count, width, stride, skipped;  // candidates of a side; with padding; floats of a row; ends that are none
+  int64_t masked_before = 0;
+  const int64_t *rel = nullptr;
+  const float *weight = nullptr;
+  Side sides[2];
+  std::vector<float> by_queries, columns;
+};
 
 }  // namespace
 
 // Chunks are dealt to lanes and lanes to threads: sums over chunks then do not depend on the number of threads.
 extern "C" void tml_chunk_losses(const Arguments *arguments) {
   const Arguments &a = *arguments;
-  const int64_t side_floats = (a.size + a.num_global) * a.dim;
 #pragma omp parallel num_threads(a.num_threads)
   {
-    Space space(a);
+    Chunk chunk(a);
 #pragma omp for schedule(dynamic, 1)
     for (int lane = 0; lane < a.num_lanes; lane++) {
       float *by_params = a.by_params + lane * a.lane_stride;
       float *by_inverse = a.by_inverse ? a.by_inverse + lane * a.lane_stride : nullptr;
-      for (int64_t chunk = a.num_chunks * lane / a.num_lanes; chunk < a.num_chunks * (lane + 1) / a.num_lanes; chunk++) {
-        for (float *by_rows : a.by_rows) std::fill_n(by_rows + chunk * side_floats, side_floats, 0.0f);
-        const float rhs = side_loss(a, chunk, 1, by_params, by_inverse, space);
-        a.losses[chunk] = rhs + side_loss(a, chunk, 0, by_params, by_inverse, space);
-      }
+      for (int64_t number = a.num_chunks * lane / a.num_lanes; number < a.num_chunks * (lane + 1) / a.num_lanes; number++)
+        a.losses[number] = chunk.loss(number, by_params, by_inverse);
     }
   }
 }

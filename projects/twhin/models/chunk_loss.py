@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tml.common.profiling import phase
 from tml.projects.twhin.models.losses import LOSSES, MASKED_SCORE, SHIFT_INVARIANT
 
 # Tensors of a graph, each with the derivative of the loss by it. A tensor may appear twice: derivatives add up.
@@ -74,7 +75,8 @@ class SideLoss:
             The loss, the positive scores `[S, C]` (both detached), and the derivatives by queries, own ends and bias.
         """
         inputs, queries, candidates = queries, queries.detach(), candidates.detach()
-        score = _product(queries, candidates.transpose(1, 2))
+        with phase("scores"):
+            score = _product(queries, candidates.transpose(1, 2))
         diagonal = score[:, :, : queries.shape[1]].diagonal(dim1=1, dim2=2)
         positive = diagonal.clone() if own is None else (queries * own.detach()).sum(-1)
         if bias is not None:
@@ -89,15 +91,17 @@ class SideLoss:
         else:
             spread = by_positive.unsqueeze(-1)
             derivatives += [(own, spread * queries), (inputs, spread * own.detach())]
-        derivatives.append((inputs, _product(by_score, candidates)))
-        _product_into(by_candidates, by_score.transpose(1, 2), queries)
+        with phase("backward"):
+            derivatives.append((inputs, _product(by_score, candidates)))
+            _product_into(by_candidates, by_score.transpose(1, 2), queries)
         return loss, positive, derivatives
 
     def _of(self, positive: Tensor, score: Tensor, masked: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Loss and derivatives by both; the latter one takes the place of `score`, in which it is zero where masked."""
-        score.view(-1).index_fill_(0, masked, MASKED_SCORE)
-        losses, by_positive, by_score = self._edge_loss(positive, score, self._margin)
-        return (losses * weight).sum(), by_positive * weight, by_score.mul_(weight.unsqueeze(-1))
+        with phase("loss"):
+            score.view(-1).index_fill_(0, masked, MASKED_SCORE)
+            losses, by_positive, by_score = self._edge_loss(positive, score, self._margin)
+            return (losses * weight).sum(), by_positive * weight, by_score.mul_(weight.unsqueeze(-1))
 
 
 def scaled(grad: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from tml.common.profiling import phase
 from tml.projects.twhin.data.chunks import ChunkedEdges, ChunkShape
 from tml.projects.twhin.models import scores
 from tml.projects.twhin.models.chunk_kernel import ChunkKernel
@@ -87,7 +88,8 @@ class TwhinHead(nn.Module):
         """
         kernel = self._kernel_for(run)
         if kernel is not None:
-            losses, positive, by_relations = kernel.losses(run, self.scorer.weight)
+            with phase("scores+loss"):
+                losses, positive, by_relations = kernel.losses(run, self.scorer.weight)
             return losses.sum(), positive, by_relations
         parts = [self._part_loss(part) for part in self._parts(run)]
         losses, positives, by_relations = zip(*parts, strict=True)
@@ -128,7 +130,8 @@ class TwhinHead(nn.Module):
             outputs, by_outputs = zip(*derivatives, strict=True)
             inputs = (lhs.ends, lhs.candidates, rhs.ends, rhs.candidates, relations)
             # An operator without parameters has no gradient by them.
-            grads = torch.autograd.grad(outputs, inputs, by_outputs, allow_unused=True)
+            with phase("backward"):
+                grads = torch.autograd.grad(outputs, inputs, by_outputs, allow_unused=True)
         lhs.collect(*grads[0:2], shape.size - shape.num_in_batch)
         rhs.collect(*grads[2:4], shape.size - shape.num_in_batch)
         return loss, positive, torch.zeros_like(relations) if grads[4] is None else grads[4]

@@ -39,7 +39,7 @@ def make_head(operator: str, loss: str, reciprocal: bool, shape: ChunkShape, dim
 
 
 def make_run(operator: str, shape: ChunkShape, num_chunks: int, dim: int) -> ChunkRun:
-    """Random rows, weights with padding, and random masks, in one chunk over all candidates of an edge."""
+    """Random rows, weights with padding, and random masks, of one edge over all its candidates."""
     generator = torch.Generator().manual_seed(0)
     nodes = (num_chunks, shape.num_nodes_of_side, dim)
     rows = tuple(torch.randn(nodes, generator=generator) / 2 for _ in range(2))
@@ -53,12 +53,14 @@ def make_run(operator: str, shape: ChunkShape, num_chunks: int, dim: int) -> Chu
             mask[:, edge, edge - first] = True
         mask[0, 1] = True
         masked.append(mask.flatten().nonzero().squeeze(1))
+    rel = torch.randint(0, NUM_RELATIONS, (num_chunks, shape.size), generator=generator)
+    rel[1::2] = rel[1::2, :1]  # every other chunk has one relation
     return ChunkRun(
         operator,
         shape,
         (rows[0], rows[1]),
         (torch.full(nodes, 7.0), torch.full(nodes, 7.0)),
-        torch.randint(0, NUM_RELATIONS, (num_chunks, shape.size), generator=generator),
+        rel,
         weight,
         (masked[0], masked[1]),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from tml.common.batch import Cursor
 from tml.common.modules.table_layout import FusedOptimizerSpec, TableLayout, TableSpec
+from tml.projects.twhin.data import masks as masks_module
 from tml.projects.twhin.data.chunks import ChunkAssembler, ChunkedEdges, ChunkShape
 from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema
 from tml.projects.twhin.data.masks import ChunkNodes, masked_places
@@ -23,6 +25,15 @@ RELATIONS = [
 ]
 SIZES = {"user": 9, "tweet": 5}
 SCHEMA = EdgeSchema(RELATIONS, SIZES)
+
+
+@pytest.fixture(autouse=True, params=["compiled", "numpy"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test of this file runs with the compiled search for masked places and with numpy's."""
+    if request.param == "numpy":
+        monkeypatch.setattr(masks_module, "compiled", lambda source: None)
+    elif masks_module.compiled(masks_module._SOURCE) is None:
+        pytest.skip("no C++ compiler here")
 
 
 def layout(optimizers: tuple[str, str] = ("rowwise_adagrad", "rowwise_adagrad")) -> TableLayout:
@@ -189,3 +200,14 @@ def test_relation_weights_reach_the_slots() -> None:
     chunk = assembler.assemble([(0, batch)], 2, 2, Cursor(0, 2))
     assert chunk.weight[chunk.rel == 1].tolist() == [2.5]
     assert chunk.weight[chunk.rel == 2].tolist() == [1.0]
+
+
+def test_edges_of_a_relation_come_together_and_padding_does_not_part_them() -> None:
+    size = 4
+    chunk = assemble(edges(60, 0), size, 2)
+    rel = chunk.rel.tolist()
+    filled_rel = chunk.rel[chunk.weight > 0].tolist()
+    assert sum(a != b for a, b in pairwise(filled_rel)) == len(set(filled_rel)) - 1
+    for row, weights in zip(rel, chunk.weight.tolist(), strict=True):
+        filled = [r for r, weight in zip(row, weights, strict=True) if weight > 0]
+        assert set(row) == set(filled)
