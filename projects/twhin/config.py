@@ -245,7 +245,13 @@ class EvaluationConfig(BaseConfig):
     num_candidates: int | None = Field(
         default=None, ge=1, description="Rank against this many uniformly drawn candidates; all entities if null."
     )
-    block_size: int = Field(default=512, ge=1, le=2**16, description="Edges ranked at a time; memory grows with it.")
+    block_size: int = Field(
+        default=512, ge=1, le=2**16, description="Edges that a thread ranks at a time, at most; memory grows with it."
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32",
+        description="Products of the ranking. bf16 is faster where the processor has it and rounds scores to 8 bits.",
+    )
 
 
 class TwhinConfig(BaseConfig):

@@ -37,17 +37,22 @@ class LinkPrediction:
         others = [other for other in (config.validation_data, config.test_data) if other not in (None, section)]
         known = [self.edges, known_edges(config.train_data, self.edges)]
         known += [known_edges(other, self.edges) for other in others if other is not None]
-        options = RankingOptions(
-            num_candidates=config.evaluation.num_candidates,
-            max_edges=max_edges,
-            seed=config.runtime.seed,
-            block_queries=config.evaluation.block_size,
-        )
-        self._evaluator = LinkPredictionEvaluator(concatenate(*known), options)
+        self._evaluator = LinkPredictionEvaluator(concatenate(*known), ranking_options(config, max_edges))
 
     def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Metrics by name; the same on all ranks."""
         return self._evaluator.evaluate(self.edges, head_of(model).scorer, embedding_source(model, device))
+
+
+def ranking_options(config: TwhinConfig, max_edges: int | None) -> RankingOptions:
+    """How a config ranks edges: `max_edges` of them, or all if None."""
+    return RankingOptions(
+        num_candidates=config.evaluation.num_candidates,
+        max_edges=max_edges,
+        seed=config.runtime.seed,
+        precision=config.evaluation.precision,
+        block_queries=config.evaluation.block_size,
+    )
 
 
 def known_edges(section: EdgesConfig, asked: EdgeArrays) -> EdgeArrays:

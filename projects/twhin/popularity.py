@@ -6,12 +6,8 @@ from tml.common.errors import ConfigError
 from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.data.dataset import read_edges
 from tml.projects.twhin.data.edges import EdgeSchema, concatenate
-from tml.projects.twhin.evaluation import (
-    LinkPredictionEvaluator,
-    RankingOptions,
-    popularity_baseline,
-    random_baseline,
-)
+from tml.projects.twhin.evaluation import LinkPredictionEvaluator, popularity_baseline, random_baseline
+from tml.projects.twhin.metrics import ranking_options
 from tml.projects.twhin.models.relations import RelationSpec
 
 
@@ -39,18 +35,12 @@ def baselines_of_config(config: TwhinConfig, split: str, max_edges: int | None =
     schema = EdgeSchema(relations, num_rows)
     train = read_edges(config.train_data, schema)
     edges = {name: read_edges(section, schema) for name, section in sections.items() if section is not None}
-    options = RankingOptions(
-        num_candidates=config.evaluation.num_candidates,
-        max_edges=max_edges,
-        seed=config.runtime.seed,
-        block_queries=config.evaluation.block_size,
-    )
-    evaluator = LinkPredictionEvaluator(concatenate(train, *edges.values()), options)
+    evaluator = LinkPredictionEvaluator(concatenate(train, *edges.values()), ranking_options(config, max_edges))
     found = {
         "popularity": popularity_baseline(
             train, edges[split], relations=relations, num_rows=num_rows, evaluator=evaluator
         )
     }
-    if options.num_candidates is None:
+    if config.evaluation.num_candidates is None:
         found["random"] = random_baseline(edges[split], relations=relations, num_rows=num_rows, evaluator=evaluator)
     return found

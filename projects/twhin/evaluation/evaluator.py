@@ -2,26 +2,27 @@
 
 Letters: `E` evaluated edges, `Q` edges of a block, `n` rows of a table, `N` candidates, `D` embedding dim, `W` ranks.
 
-Filtered protocol: Bordes et al. 2013 (TransE). Memory beside one table and about 100 bytes an edge: the score matrix
-of a block (`RankingOptions.block_bytes`) and a few of `Q x 32768`.
+Filtered protocol: Bordes et al. 2013 (TransE). Memory beside one table and about 100 bytes an edge: the score matrices
+of the blocks being ranked (`RankingOptions.block_bytes`) and a few of `Q x 4096`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor
 
 from tml.common import device
 from tml.common.errors import DataError, NonFiniteError
 from tml.ml_logging import Progress
 from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema, take
+from tml.projects.twhin.evaluation.blocks import BlockWorkers, score_into
 from tml.projects.twhin.evaluation.known_edges import KnownEdges
 from tml.projects.twhin.evaluation.ranking import Field, Filters, Pool, ScoreBlock, rank_block
 from tml.projects.twhin.evaluation.sources import EmbeddingSource, Scorer
@@ -32,9 +33,8 @@ from tml.projects.twhin.models.scores import Side
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# Edges whose embeddings are fetched together, and candidates scored together: bounds of temporaries.
+# Edges whose embeddings are fetched together: a bound of temporaries.
 _CHUNK_EDGES = 16_384
-_CANDIDATES_AT_A_TIME = 32_768
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,9 @@ class RankingOptions:
         num_candidates: rank against that many uniformly sampled candidates of a table that has more; None for all.
         max_edges: evaluate a random subset of so many edges; None for all.
         seed: of the samples and of the corruptions for AUC.
+        precision: of products of queries and candidates; bf16 also rounds scores to its 8 bits.
         block_queries: at most so many edges are scored together.
-        block_bytes: bound on the score matrix of a block (a single edge may exceed it).
+        block_bytes: bound on the score matrices of all threads together (a single edge may exceed it).
         progress: show rate and time left.
     """
 
@@ -55,8 +56,9 @@ class RankingOptions:
     num_candidates: int | None = None
     max_edges: int | None = None
     seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
     block_queries: int = 512
-    block_bytes: int = 256 << 20
+    block_bytes: int = 512 << 20
     progress: bool = True
 
 
@@ -162,35 +164,39 @@ class LinkPredictionEvaluator:
         rank, world_size = device.rank(), device.world_size()
         share_size = -(-len(task.edges) // world_size)
         share = task.edges[rank * share_size : (rank + 1) * share_size]
-        # Looking rows up is collective: every rank goes round as often as the one with the largest share.
-        for start in range(0, share_size, _CHUNK_EDGES):
-            self._run_chunk(run, task, pool, share[start : start + _CHUNK_EDGES])
+        options = self.options
+        with BlockWorkers(
+            len(share), len(pool.rows), pool.rows.device, options.block_queries, options.block_bytes
+        ) as workers:
+            # Looking rows up is collective: every rank goes round as often as the one with the largest share.
+            for start in range(0, share_size, _CHUNK_EDGES):
+                self._run_chunk(run, task, pool, workers, share[start : start + _CHUNK_EDGES])
 
-    def _run_chunk(self, run: _Run, task: _Task, pool: Pool, chunk: Ints) -> None:
+    def _run_chunk(self, run: _Run, task: _Task, pool: Pool, workers: BlockWorkers, chunk: Ints) -> None:
         edges = take(run.edges, chunk)
         queries, targets = (edges.lhs, edges.rhs) if task.side == "rhs" else (edges.rhs, edges.lhs)
         query_rows = run.tables.rows(task.query_table, torch.from_numpy(queries))
         target_rows = None
         if pool.ids is not None:
             target_rows = run.tables.rows(task.candidate_table, torch.from_numpy(targets))
-        for block in self._blocks(len(chunk), len(pool.rows)):
-            part = take(edges, block)
-            candidates = pool.rows if target_rows is None else torch.cat([pool.rows, target_rows[block]])
-            first, row = _distinct(part.rel, queries[block])
-            matrix = score_block(
-                run.scorer, task.side, task.operator, part.rel[first], query_rows[block][first], candidates
-            )
-            side, index = SIDES.index(task.side), chunk[block]
-            run.results[side][:, index] = rank_block(
-                ScoreBlock(matrix, row, pool), part, task.side, run.filters, run.uniform[side, index]
-            )
-            if run.progress is not None:
-                run.progress.update(len(part))
+        score = partial(run.scorer.rhs_scores if task.side == "rhs" else run.scorer.lhs_scores, task.operator)
+        side = SIDES.index(task.side)
 
-    def _blocks(self, num_edges: int, num_candidates: int) -> Iterator[slice]:
-        fitting = self.options.block_bytes // (4 * num_candidates)
-        size = max(1, min(self.options.block_queries, fitting))
-        return (slice(start, start + size) for start in range(0, num_edges, size))
+        def rank(block: slice) -> int:
+            part, index = take(edges, block), chunk[block]
+            candidates = [pool.rows] if target_rows is None else [pool.rows, target_rows[block]]
+            first, row = _distinct(part.rel, queries[block])
+            matrix = workers.matrix(len(first), sum(map(len, candidates)))
+            relations = torch.from_numpy(part.rel[first]).to(matrix.device)
+            with torch.no_grad(), device.autocast(matrix.device, self.options.precision == "bf16"):
+                sums = score_into(matrix, score, relations, query_rows[block][first], candidates)
+            scores = ScoreBlock(matrix, row, pool, sums.isfinite().cpu().numpy())
+            run.results[side][:, index] = rank_block(scores, part, task.side, run.filters, run.uniform[side, index])
+            return len(part)
+
+        for num_ranked in workers.map(rank, len(chunk)):
+            if run.progress is not None:
+                run.progress.update(num_ranked)
 
     def _pool(self, run: _Run, table: str) -> Pool:
         if table not in run.pools:
@@ -206,21 +212,6 @@ class LinkPredictionEvaluator:
         seed = [self.options.seed, *table.encode()]
         ids = np.sort(np.random.default_rng(seed).choice(num_rows, wanted, replace=False, shuffle=False))
         return Pool(tables.rows(table, torch.from_numpy(ids)), ids)
-
-
-def score_block(
-    scorer: Scorer, side: Side, operator: Operator, rel: Ints, queries: Tensor, candidates: Tensor
-) -> Tensor:
-    """Scores `[Q, N]` of `candidates [N, D]` for `queries [Q, D]` under `rel [Q]`, with bounded temporaries."""
-    relations = torch.from_numpy(np.ascontiguousarray(rel)).to(queries.device)
-    score = scorer.rhs_scores if side == "rhs" else scorer.lhs_scores
-    if len(candidates) <= _CANDIDATES_AT_A_TIME:
-        return score(operator, relations, queries, candidates)
-    scores = torch.empty(len(queries), len(candidates), device=queries.device)
-    for start in range(0, len(candidates), _CANDIDATES_AT_A_TIME):
-        part = slice(start, start + _CANDIDATES_AT_A_TIME)
-        scores[:, part] = score(operator, relations, queries, candidates[part])
-    return scores
 
 
 def _num_rows(scorer: Scorer, tables: EmbeddingSource) -> dict[str, int]:

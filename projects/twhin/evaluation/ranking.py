@@ -25,7 +25,9 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
+# Bounds of what is compared at a time: rows on a GPU; scores of a row on a CPU, so that they stay in the cache.
 _ROWS_AT_A_TIME = 64
+_SCORES_AT_A_TIME = 32_768
 
 
 class Field(IntEnum):
@@ -71,11 +73,13 @@ class ScoreBlock:
         matrix: `[U, N]`, or `[U, N + Q]` for a sampled pool: the last Q columns then score the block's own true nodes.
         row: int64 `[Q]`, the row of each edge's query.
         pool: the candidates of the first N columns.
+        is_finite: bool `[U]`, whether all scores of a row are finite.
     """
 
     matrix: Tensor
     row: Ints
     pool: Pool
+    is_finite: Mask
 
     def at(self, edges: Ints, columns: Ints) -> NDArray[np.float32]:
         """The scores of some edges at some columns."""
@@ -159,18 +163,20 @@ def rank_block(scores: ScoreBlock, block: EdgeArrays, side: Side, filters: Filte
     result[Field.RETRIEVAL] = rank(is_own | ~is_evaluated)
     result[Field.POSITIVE] = positive
     result[Field.NEGATIVE] = _corrupted(scores, np.where(is_candidate, own_column, num_candidates), uniform)
-    is_finite = np.isfinite(_numpy(scores.matrix.sum(1)))[scores.row]
-    result[: Field.RETRIEVAL + 1, ~is_finite] = np.nan
+    result[: Field.RETRIEVAL + 1, ~scores.is_finite[scores.row]] = np.nan
     return result
 
 
 def _count_in_rows(matrix: NDArray[np.float32], row: Ints, limit: NDArray[np.float32]) -> tuple[Ints, Ints]:
-    # Row by row the comparison stays in the cache; as one matrix operation it costs as much as computing the scores.
-    better, equal = np.empty((2, len(limit)), dtype=np.int64)
-    mask = np.empty(matrix.shape[1], dtype=bool)
-    for edge, (index, value) in enumerate(zip(row.tolist(), limit, strict=True)):
-        better[edge] = np.count_nonzero(np.greater(matrix[index], value, out=mask))
-        equal[edge] = np.count_nonzero(np.equal(matrix[index], value, out=mask))
+    # Part by part the comparison stays in the cache; as one matrix operation it costs as much as computing the scores.
+    better, equal = np.zeros((2, len(limit)), dtype=np.int64)
+    num_candidates = matrix.shape[1]
+    for start in range(0, num_candidates, _SCORES_AT_A_TIME):
+        part = matrix[:, start : start + _SCORES_AT_A_TIME]
+        mask = np.empty(part.shape[1], dtype=bool)
+        for edge, (index, value) in enumerate(zip(row.tolist(), limit, strict=True)):
+            better[edge] += np.count_nonzero(np.greater(part[index], value, out=mask))
+            equal[edge] += np.count_nonzero(np.equal(part[index], value, out=mask))
     return better, equal
 
 

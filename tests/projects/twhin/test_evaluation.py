@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import product
 
 import numpy as np
 import pytest
@@ -146,39 +145,6 @@ def test_repeated_known_edges_count_once(repeats: int) -> None:
     known = edge_arrays([(0, 0, 4)] * repeats + [(0, 0, 3)])
     found = LinkPredictionEvaluator(known, quiet()).evaluate(edge_arrays([(0, 0, 1)]), scorer, tables)
     assert found["filtered.rhs.mr"] == 2.0
-
-
-@pytest.mark.parametrize(
-    ("block_queries", "block_bytes", "candidates", "chunk"), list(product((1, 7), (64, 1 << 20), (4, 99), (5, 999)))
-)
-def test_blocks_of_any_size_give_the_same_result(
-    block_queries: int, block_bytes: int, candidates: int, chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    relations = make_relations("translation", "diagonal")
-    scorer, tables = random_model(relations)
-    known, test = random_edges(relations, 100, 5), random_edges(relations, 50, 6)
-    expected = LinkPredictionEvaluator(known, quiet()).evaluate(test, scorer, tables)
-    monkeypatch.setattr("tml.projects.twhin.evaluation.evaluator._CANDIDATES_AT_A_TIME", candidates)
-    monkeypatch.setattr("tml.projects.twhin.evaluation.evaluator._CHUNK_EDGES", chunk)
-    options = quiet(block_queries=block_queries, block_bytes=block_bytes)
-    assert LinkPredictionEvaluator(known, options).evaluate(test, scorer, tables) == expected
-
-
-def test_memory_of_a_block_is_bounded() -> None:
-    sizes = []
-
-    class Recording(FixedScores):
-        def rhs_scores(self, operator: object, rel: Tensor, lhs: Tensor, candidates: Tensor) -> Tensor:
-            sizes.append(len(rel) * len(candidates) * 4)
-            return super().rhs_scores(operator, rel, lhs, candidates)
-
-        lhs_scores = rhs_scores
-
-    edges = edge_arrays([(node, 0, node // 2) for node in range(100)])
-    options = quiet(block_bytes=100 * 4 * 8)
-    LinkPredictionEvaluator(edges, options).evaluate(edges, Recording(FOLLOW, [0.0] * 100), IdSource({"user": 100}))
-    assert max(sizes) <= options.block_bytes
-    assert len(sizes) >= 2 * 100 // 8
 
 
 def _evaluate_on_a_rank(num_edges: int) -> dict[str, float]:

@@ -17,20 +17,15 @@ from tests.projects.twhin.tiny import (
     NUM_TWEETS,
     NUM_USERS,
     RELATIONS,
-    Settings,
     TinyGraph,
-    assert_equal_tensors,
     config_of,
     edges_of,
-    evaluations,
-    final_tensors,
-    losses,
-    merged,
     run,
     tables,
     tiny_settings,
     write_graph,
 )
+from tests.runs import Settings, assert_equal_tensors, evaluations, final_tensors, losses, merged, reported
 from tml.common.checkpointing import read_extra
 from tml.projects.twhin.models.live_tables import embedding_source, head_of
 
@@ -222,28 +217,28 @@ def test_early_stopping_gives_back_the_best_step(graph, tmp_path):
     mrr = {step: metrics["filtered.mrr"] for step, metrics in evaluations(tmp_path / "run").items()}
     best = max(mrr, key=lambda step: mrr[step])
     assert best < max(mrr) == best + 12
-    report = json.loads((tmp_path / "run" / "test_metrics.json").read_text())
+    report = reported(tmp_path / "run")
     assert report["step"] == best
 
     # The evaluation of the folder finds the same model, and so does a second start.
     assert run(settings, "evaluate") == 0
-    again = json.loads((tmp_path / "run" / "test_metrics.json").read_text())
+    again = reported(tmp_path / "run")
     assert again == report
     assert run(settings) == 0
-    assert json.loads((tmp_path / "run" / "test_metrics.json").read_text()) == report
+    assert reported(tmp_path / "run") == report
 
 
 def test_evaluate_ranks_the_test_edges_else_the_validation_edges(graph, tmp_path):
     settings = _evaluated(graph, tmp_path / "run")
     assert run(settings) == 0
     assert run(settings, "evaluate") == 0
-    report = json.loads((tmp_path / "run" / "validation_metrics.json").read_text())
+    report = reported(tmp_path / "run", "validation")
     logged = evaluations(tmp_path / "run")[54]
     assert report["step"] == 54
     assert report["metrics"]["filtered.mrr"] == pytest.approx(logged["filtered.mrr"], abs=1e-12)
     before = final_tensors(tmp_path / "run")
     assert run(merged(settings, {"test_data": {"data_root": graph.test}}), "evaluate") == 0
-    assert json.loads((tmp_path / "run" / "test_metrics.json").read_text())["metrics"]["num_edges"] == 150
+    assert reported(tmp_path / "run")["metrics"]["num_edges"] == 150
     assert_equal_tensors(final_tensors(tmp_path / "run"), before)
 
 
@@ -271,6 +266,16 @@ def test_max_edges_and_num_candidates_make_evaluation_smaller(graph, tmp_path):
     metrics = evaluations(tmp_path / "run")[54]
     assert metrics["sampled@50.num_edges"] == 40
     assert 0 < metrics["sampled@50.filtered.mrr"] < 1
+
+
+def test_precision_of_the_ranking_comes_from_the_config(graph, tmp_path):
+    settings = _evaluated(graph, tmp_path / "run", evaluation={"precision": "bf16"})
+    assert run(settings) == 0
+    rounded = evaluations(tmp_path / "run")[54]["filtered.mr"]
+    assert run(merged(settings, {"evaluation": {"precision": "fp32"}}), "evaluate") == 0
+    exact = reported(tmp_path / "run", "validation")["metrics"]["filtered.mr"]
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.05)
 
 
 def test_offset_and_limit_choose_edges(graph, tmp_path):
