@@ -1,93 +1,11 @@
-"""The faults of the published the-algorithm-ml, B1 to B38: for each that can apply, a test of what is right.
-
-Each line: the bug, and a test that holds it; paths begin in this folder. Those of this file are short ones.
-
-B01 test_original_bugs.py::test_b01_the_loss_pushes_positives_up_and_negatives_down
-B01 projects/twhin/test_learning.py::test_b01_positives_rise_above_negatives_and_every_relation_gets_a_gradient
-B02 test_original_bugs.py::test_b02_translations_get_gradients_and_move
-B02 projects/twhin/test_scores.py::test_the_left_hand_side_is_translated_and_relations_get_a_gradient
-B03 test_original_bugs.py::test_b03_negatives_are_scored_with_their_relation
-B03 projects/twhin/test_scores.py::test_candidates_of_both_sides_score_like_the_definition
-B04 test_original_bugs.py::test_b04_a_true_edge_of_the_chunk_is_no_negative
-B04 projects/twhin/test_chunks.py::test_masks_equal_brute_force
-B05 test_original_bugs.py::test_b05_each_kind_of_negatives_works_alone_and_both_act
-B06 test_original_bugs.py::test_b06_the_gradient_of_an_edge_does_not_shrink_with_its_negatives
-B06 projects/twhin/test_losses.py::test_loss_does_not_grow_with_the_number_of_negatives
-B07 test_original_bugs.py::test_b07_and_b13_batches_of_any_size_are_trained
-B08 test_original_bugs.py::test_b08_a_table_whose_name_begins_another_keeps_its_own_optimizer
-B09 test_original_bugs.py::test_b09_the_operator_moves_the_left_hand_side_and_is_read
-B09 test_original_bugs.py::test_b09_a_relation_refuses_unknown_keys_and_operators
-B10 test_original_bugs.py::test_b10_and_b11_every_edge_is_read_once_an_epoch_by_one_rank_in_an_order_of_the_seed
-B10 common/test_reader.py::test_every_row_exactly_once_per_epoch_on_any_layout_and_world_size
-B11 test_original_bugs.py::test_b10_and_b11_every_edge_is_read_once_an_epoch_by_one_rank_in_an_order_of_the_seed
-B12 test_original_bugs.py::test_b12_offset_limit_epochs_and_the_files_of_each_split_act
-B12 projects/twhin/test_learning.py::test_offset_and_limit_choose_edges
-B13 test_original_bugs.py::test_b13_ids_beyond_32_bits_come_through
-B13 projects/twhin/test_edges.py::test_fault_30_an_id_out_of_range_names_file_row_table_value_and_limit
-B14 common/test_reader_flight.py::test_nothing_is_decoded_and_thrown_away
-B14 common/test_reader_flight.py::test_ranks_read_at_the_same_time
-B14 common/test_reader_flight.py::test_the_server_listens_on_loopback
-B15 test_original_bugs.py::test_b15_b16_b18_and_b20_steps_saves_and_examples_are_counted_right
-B15 core/test_custom_training_loop.py::test_b15_saving_does_not_depend_on_logging_and_the_last_step_is_always_saved
-B16 core/test_custom_training_loop.py::test_b16_a_run_makes_exactly_its_steps
-B16 projects/twhin/test_resume.py::test_fault_8_a_run_killed_again_and_again_equals_the_uninterrupted_one_to_the_bit
-B17 projects/twhin/test_ranks.py::test_b17_accumulating_batches_equals_one_batch_of_all_of_them
-B17 core/test_train_pipeline.py::test_b17_accumulating_three_batches_equals_one_batch_of_three_times_the_size
-B18 core/test_train_pipeline.py::test_b18_every_batch_is_trained_before_the_end
-B18 core/test_custom_training_loop.py::test_evaluation_does_not_disturb_training
-B19 core/test_custom_training_loop.py::test_b19_the_logged_loss_is_the_mean_over_ranks_and_the_outputs_stay_as_they_were
-B20 core/test_custom_training_loop.py::test_b20_examples_are_counted_once_for_all_ranks
-B20 projects/twhin/test_resume.py::test_fault_7_a_run_goes_on_with_another_number_of_ranks_and_every_row_is_seen_once
-B21 test_original_bugs.py::test_b21_precision_settings_reach_the_computation
-B21 core/test_train_pipeline.py::test_amp_computes_dense_layers_in_bfloat16_and_keeps_parameters_in_float32
-B22 test_original_bugs.py::test_b22_schedules_of_tables_and_relations_act
-B22 core/test_optimizers_fused.py::test_schedule_changes_the_update_of_a_kernel_at_exactly_its_step
-B23 core/test_custom_training_loop.py::test_b23_evaluation_runs_every_n_steps_and_at_the_end_and_is_tracked
-B23 core/test_custom_training_loop.py::test_evaluate_uses_all_of_the_data_or_as_many_batches_as_asked
-B23 projects/twhin/test_learning.py::test_evaluate_ranks_the_test_edges_else_the_validation_edges
-B24 test_original_bugs.py::test_b24_settings_of_saving_act_without_a_schedulers_variables
-B24 test_settings_have_effect.py::test_a_run_reads_every_field
-B25 core/test_metrics.py::test_auc_equals_scikit_learn_with_ties_and_weights
-B25 core/test_metrics.py::test_metric_that_needs_both_classes_is_nan_with_a_warning
-B26 projects/twhin/test_evaluation.py::test_ranks_equal_brute_force
-B26 projects/twhin/test_evaluation.py::test_filtered_ranks_leave_out_known_answers_and_raw_ranks_do_not
-B26 projects/twhin/test_evaluation.py::test_ties_get_the_mean_of_optimistic_and_pessimistic_rank
-B27 core/test_metrics.py::test_mwu_counts_labels_above_the_threshold_as_positive
-B27 core/test_metrics.py::test_nrce_does_not_depend_on_the_order_or_size_of_batches
-B28 test_original_bugs.py::test_b28_a_mean_without_weight_is_no_division_by_zero
-B29 test_original_bugs.py::test_b29_every_loss_that_has_a_name_can_be_built
-B30 test_original_bugs.py::test_b30_every_optimizer_that_has_a_name_can_be_built_for_relations
-B30 core/test_optimizers.py::test_foreign_optimizer_is_taken_and_its_parameters_are_numbered
-B30 core/test_optimizers.py::test_every_parameter_group_gets_the_rate_of_its_own_optimizer
-B31 core/test_optimizers_config.py::test_eps_is_positive_by_default_and_cannot_be_zero
-B31 core/test_optimizers.py::test_adagrad_leaves_rows_that_never_had_a_gradient_finite
-B32 test_architecture.py::test_only_the_device_module_names_the_vendors_device
-B33 core/test_custom_training_loop.py::test_only_evaluate_takes_each_new_checkpoint_once_and_ends_with_the_last
-B33 common/test_checkpointing_faults.py::test_fault_5_a_background_failure_is_raised_by_the_next_save_or_close
-B33 projects/twhin/test_learning.py::test_only_evaluate_follows_the_folder_of_another_job
-B34 core/test_config_loading.py::test_variables_are_replaced_before_types_are_decided
-B34 core/test_config_loading.py::test_42_unset_variable_names_variable_path_and_line
-B35 test_original_bugs.py::test_b35_nothing_closed_or_heavy_is_imported_by_the_way
-B36 test_original_bugs.py::test_b36_imports_point_down
-B37 test_original_bugs.py::test_b37_no_test_is_empty
-B37 projects/twhin/test_one_step.py::test_loss_and_update_of_one_step_equal_the_definition
-B37 projects/twhin/test_ranks.py::test_two_ranks_equal_one_rank
-B38 test_doctor.py::test_the_locks_pin_a_working_triple
-B38 test_scripts.py::test_scripts_are_executable_and_stop_at_errors
-
-Parts that do not apply, as there is nothing of the kind here: the class RNG of B13, the number of reader workers of
-B14, the gradient scaler of B21 (bfloat16 needs none), the tables of log-weights of B32, the shared snapshot object of
-B33.
-"""
+"""The faults of the published the-algorithm-ml that are short to test; index/original_bugs.txt has them all."""
 
 from __future__ import annotations
 
-import ast
 import math
 import os
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -99,9 +17,6 @@ from tests.projects.twhin.tiny import (
     TinyGraph,
     config_of,
     edges_of,
-    final_tensors,
-    losses,
-    merged,
     read_edges_of,
     run,
     tables,
@@ -109,6 +24,7 @@ from tests.projects.twhin.tiny import (
     write_edges,
     write_graph,
 )
+from tests.runs import final_tensors, losses, merged
 from tml.common.batch import Cursor
 from tml.common.checkpointing import CheckpointManager, read_extra
 from tml.common.errors import ConfigError
@@ -129,29 +45,12 @@ from tml.projects.twhin.models.relations import RelationScorer, RelationSpec
 from tml.projects.twhin.run import build_run
 from tml.projects.twhin.tables import table_layout
 
-FOLDER = Path(__file__).parent
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory) -> TinyGraph:
     return write_graph(tmp_path_factory.mktemp("graph"))
-
-
-def test_the_index_names_tests_that_exist_for_every_bug():
-    lines = [line.split() for line in __doc__.splitlines() if "::" in line]
-    assert not [test for _, test in lines if not _exists(test)]
-    assert sorted({bug for bug, _ in lines}) == [f"B{number:02d}" for number in range(1, 39)]
-
-
-def _exists(test: str) -> bool:
-    path, name = test.split("::")
-    return name in {function.name for function in _functions(FOLDER / path)}
-
-
-def _functions(path: Path) -> list[ast.FunctionDef]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
 
 
 # Model and loss
@@ -447,78 +346,3 @@ def test_b30_every_optimizer_that_has_a_name_can_be_built_for_relations(kind, gr
     # The first step of each is the rate times the gradient, or times its sign; FTRL's accumulator starts at 0.1.
     moved = 0.25 / math.sqrt(0.1 + 1.0) if kind == "ftrl" else 0.25
     torch.testing.assert_close(weight.detach(), start - moved, rtol=1e-5, atol=1e-5)
-
-
-# Common
-
-
-def _modules(*packages: str) -> Iterator[tuple[str, ast.Module]]:
-    for package in packages:
-        for path in sorted((FOLDER.parent / package).rglob("*.py")):
-            yield path.relative_to(FOLDER.parent).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
-
-
-def _imports(nodes: Any) -> set[str]:
-    found: set[str] = set()
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(node.module or "")
-    return found
-
-
-def test_b35_nothing_closed_or_heavy_is_imported_by_the_way():
-    closed = {"twitter", "tensorflow", "gcsfs", "google", "kubernetes"}
-    optional = {"wandb", "mlflow", "usearch", "tensorboard", "s3fs"}
-    for path, tree in _modules("common", "core", "machines", "ml_logging", "projects"):
-        anywhere = {name.split(".")[0] for name in _imports(ast.walk(tree))}
-        at_the_top = {name.split(".")[0] for name in _imports(tree.body)}
-        assert not anywhere & closed, path
-        assert not at_the_top & optional, path
-
-
-def test_b36_imports_point_down():
-    rooms = ["projects", "core", "common", "machines", "ml_logging"]
-    for number, room in enumerate(rooms):
-        for path, tree in _modules(room):
-            above = {f"tml.{higher}" for higher in rooms[:number]}
-            upward = {name for name in _imports(_at_run_time(tree)) if any(name.startswith(a) for a in above)}
-            assert not upward, path
-
-
-def _at_run_time(tree: ast.AST) -> Iterator[ast.AST]:
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            continue
-        yield node
-        yield from _at_run_time(node)
-
-
-def test_b37_no_test_is_empty():
-    checked = 0
-    for path in sorted(FOLDER.rglob("test_*.py")):
-        functions = _functions(path)
-        checking = {function.name for function in functions if _checks(function, set())}
-        checking |= {function.name for function in functions if _checks(function, checking)}
-        tests = {function.name for function in functions if function.name.startswith("test_")}
-        assert tests, path
-        assert not {name for name in tests if name not in checking}, path
-        checked += len(tests)
-    assert checked > 500
-
-
-def _checks(function: ast.FunctionDef, helpers: set[str]) -> bool:
-    """Whether a function has an assert, or calls something that does."""
-    for node in ast.walk(function):
-        if isinstance(node, ast.Assert):
-            return True
-        if isinstance(node, ast.Call):
-            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            if (
-                name in helpers | {"raises", "warns", "run_ranks", "gradcheck"}
-                or "assert" in name
-                or name.startswith("check")
-            ):
-                return True
-    return False

@@ -12,7 +12,8 @@ from unittest import mock
 import pydantic
 import pytest
 
-from tests.projects.twhin.tiny import TinyGraph, config_of, merged, run, tables, tiny_settings, write_graph
+from tests.projects.twhin.tiny import TinyGraph, config_of, run, tables, tiny_settings, write_graph
+from tests.runs import merged
 from tml.core.config.base_config import BaseConfig
 from tml.core.config.runtime import LogConfig, RuntimeConfig, TrackingConfig
 from tml.core.config.training import EarlyStoppingConfig, ProfileConfig, TrainingConfig

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
 
-from tests.core.test_metrics import batches_of, random_rows, value
+from tests.core.metric_rows import batches_of, random_rows, value
 from tests.core.test_metrics_ranker import columns_of, skewed_rows
 from tml.common.errors import ConfigError, DataError
 from tml.core import metrics as m

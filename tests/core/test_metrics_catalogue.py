@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tests.core.test_metrics import value
+from tests.core.metric_rows import value
 from tml.common.errors import ConfigError
 from tml.core import metrics as m
 from tml.core.metrics import DEFAULT_METRICS, Stratifier, build_metrics, scalars

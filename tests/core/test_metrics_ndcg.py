@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
 
-from tests.core.test_metrics import batches_of, value
+from tests.core.metric_rows import batches_of, value
 from tml.common.errors import ConfigError, DataError
 from tml.core import metrics as m
 

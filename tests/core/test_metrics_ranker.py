@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import brier_score_loss, log_loss, mean_absolute_error, mean_squared_error
 from torchrec.metrics.ne import compute_cross_entropy, compute_ne
 
-from tests.core.test_metrics import batches_of, random_rows, value
+from tests.core.metric_rows import batches_of, random_rows, value
 from tml.common.errors import ConfigError, DataError, NonFiniteError
 from tml.core import metrics as m
 from tml.core.metrics import UndefinedMetricWarning

@@ -1,45 +1,28 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
+from tests.core.id_batches import NUM_IDS, IdBatch, id_batch
 from tests.distributed import RankFailure, run_ranks
-from tml.common.batch import Cursor, DataclassBatch
-from tml.common.errors import ConfigError, DataError, NonFiniteError
-from tml.core.batch_stream import (
-    AgreedBatches,
-    Prefetcher,
-    Status,
-    StopKind,
-    StopRequest,
-    accumulate,
-    batches_of_epochs,
-)
+from tml.common.batch import Cursor
+from tml.common.errors import ConfigError, NonFiniteError
+from tml.core.batch_stream import accumulate
 from tml.core.train_pipeline import FiniteGuard, TrainPipeline, choose_engine, pipelined_modules
 
 _CPU = torch.device("cpu")
-_ROWS, _DIM = 12, 4
-
-
-@dataclass
-class IdBatch(DataclassBatch):
-    features: KeyedJaggedTensor
-    labels: Tensor
-    cursor: Cursor
-    num_examples: int = field(metadata={"concat": "sum"})
+_DIM = 4
 
 
 class BagModel(nn.Module):
@@ -47,20 +30,13 @@ class BagModel(nn.Module):
 
     def __init__(self, device: torch.device = _CPU) -> None:
         super().__init__()
-        config = EmbeddingBagConfig(name="t", num_embeddings=_ROWS, embedding_dim=_DIM, feature_names=["ids"])
+        config = EmbeddingBagConfig(name="t", num_embeddings=NUM_IDS, embedding_dim=_DIM, feature_names=["ids"])
         self.bags = EmbeddingBagCollection(tables=[config], device=device)
         self.head = nn.Linear(_DIM, 1)
 
     def forward(self, batch: IdBatch) -> tuple[Tensor, dict[str, Tensor]]:
         scores = self.head(self.bags(batch.features).values()).squeeze(1)
         return (scores - batch.labels).square().mean(), {"scores": scores.detach()}
-
-
-def _batch(step: int, rank: int = 0, num: int = 4) -> IdBatch:
-    generator = torch.Generator().manual_seed(1000 * rank + step)
-    ids = torch.randint(_ROWS, (num,), generator=generator)
-    features = KeyedJaggedTensor(["ids"], ids, lengths=torch.ones(num, dtype=torch.int64))
-    return IdBatch(features, torch.rand(num, generator=generator), Cursor(0, (step + 1) * num), num)
 
 
 def _model(seed: int = 0) -> BagModel:
@@ -87,14 +63,14 @@ def test_b18_every_batch_is_trained_before_the_end() -> None:
     model, seen = _model(), []
     optimizer = _sgd(model)
     pipeline = TrainPipeline(model, optimizer, _CPU, guard=lambda result: seen.append(result.batch.cursor.row))
-    _train(pipeline, iter([_batch(step) for step in range(5)]))
+    _train(pipeline, iter([id_batch(step) for step in range(5)]))
     assert seen == [4, 8, 12, 16, 20]
 
 
 def test_a_step_is_one_update_by_the_gradient_of_its_batch() -> None:
     model, reference = _model(), _model()
-    result = TrainPipeline(model, _sgd(model), _CPU).step(iter([_batch(0)]))
-    loss, outputs = reference(_batch(0))
+    result = TrainPipeline(model, _sgd(model), _CPU).step(iter([id_batch(0)]))
+    loss, outputs = reference(id_batch(0))
     loss.backward()
     assert float(result.loss) == float(loss)
     assert torch.equal(result.outputs["scores"], outputs["scores"])
@@ -105,12 +81,12 @@ def test_a_step_is_one_update_by_the_gradient_of_its_batch() -> None:
 
 def test_the_loss_of_a_result_carries_no_graph() -> None:
     model = _model()
-    assert not TrainPipeline(model, _sgd(model), _CPU).step(iter([_batch(0)])).loss.requires_grad
+    assert not TrainPipeline(model, _sgd(model), _CPU).step(iter([id_batch(0)])).loss.requires_grad
 
 
 def test_fault_23_non_finite_loss_stops_before_any_parameter_changes(tmp_path) -> None:
     model = _model()
-    bad = _batch(0)
+    bad = id_batch(0)
     bad.labels[0] = math.nan
     before = {name: value.clone() for name, value in model.state_dict().items()}
     pipeline = TrainPipeline(model, _sgd(model), _CPU, guard=FiniteGuard(debug_dir=str(tmp_path), first_step=41))
@@ -124,7 +100,7 @@ def test_fault_23_non_finite_loss_stops_before_any_parameter_changes(tmp_path) -
 
 def test_finite_check_keeps_its_interval() -> None:
     model = _model()
-    bad = _batch(0)
+    bad = id_batch(0)
     bad.labels[0] = math.inf
     pipeline = TrainPipeline(model, _sgd(model), _CPU, guard=FiniteGuard(every_n=2))
     batches = iter([bad, bad])
@@ -137,178 +113,20 @@ def test_amp_computes_dense_layers_in_bfloat16_and_keeps_parameters_in_float32()
     seen = []
     model = _model()
     model.head.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
-    TrainPipeline(model, _sgd(model), _CPU, amp=True).step(iter([_batch(0)]))
-    TrainPipeline(model, _sgd(model), _CPU, amp=False).step(iter([_batch(0)]))
+    TrainPipeline(model, _sgd(model), _CPU, amp=True).step(iter([id_batch(0)]))
+    TrainPipeline(model, _sgd(model), _CPU, amp=False).step(iter([id_batch(0)]))
     assert seen == [torch.bfloat16, torch.float32]
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 def test_b17_accumulating_three_batches_equals_one_batch_of_three_times_the_size() -> None:
-    micro = [_batch(step) for step in range(7)]
+    micro = [id_batch(step) for step in range(7)]
     accumulated, reference = _model(), _model()
     losses = _train(TrainPipeline(accumulated, _sgd(accumulated), _CPU), accumulate(iter(micro), 3))
     whole = [IdBatch.concat(micro[0:3]), IdBatch.concat(micro[3:6]), micro[6]]
     assert _train(TrainPipeline(reference, _sgd(reference), _CPU), iter(whole)) == losses
     assert len(losses) == 3
     assert all(torch.equal(a, b) for a, b in zip(accumulated.parameters(), reference.parameters(), strict=True))
-
-
-def test_accumulation_never_joins_batches_of_two_epochs() -> None:
-    cursors = [Cursor(0, 4), Cursor(0, 8), Cursor(1, 0), Cursor(1, 4), Cursor(2, 0)]
-    batches = [IdBatch(_batch(0).features, _batch(0).labels, cursor, 4) for cursor in cursors]
-    joined = [(batch.cursor, batch.num_examples) for batch in accumulate(batches, 2)]
-    assert joined == [(Cursor(0, 8), 8), (Cursor(1, 0), 4), (Cursor(2, 0), 8)]
-
-
-class _Epochs:
-    """Two batches an epoch; gives `per_iter` epochs per iteration."""
-
-    steps_per_epoch = 2
-
-    def __init__(self, per_iter: int, num_batches: int = 2) -> None:
-        self.per_iter, self.num_batches, self.cursor = per_iter, num_batches, Cursor()
-
-    def load_cursor(self, cursor: Cursor) -> None:
-        self.cursor = cursor
-
-    def __iter__(self) -> Iterator[IdBatch]:
-        for epoch in range(self.cursor.epoch, self.cursor.epoch + self.per_iter):
-            first = self.cursor.row if epoch == self.cursor.epoch else 0
-            for row in range(first, self.num_batches):
-                after = Cursor(epoch, row + 1) if row + 1 < self.num_batches else Cursor(epoch + 1, 0)
-                yield IdBatch(_batch(row).features, _batch(row).labels, after, 4)
-
-
-@pytest.mark.parametrize("per_iter", [1, 2, 9])
-def test_epochs_are_chained_whether_an_iteration_ends_with_the_epoch_or_not(per_iter: int) -> None:
-    cursors = [batch.cursor for batch in batches_of_epochs(_Epochs(per_iter), Cursor(0, 1), num_epochs=3)]
-    assert cursors == [Cursor(1, 0), Cursor(1, 1), Cursor(2, 0), Cursor(2, 1), Cursor(3, 0)]
-
-
-def test_fault_28_data_without_a_batch_is_an_error_not_an_endless_loop() -> None:
-    with pytest.raises(DataError, match=r"(?s)no batch.*epoch 0"):
-        list(batches_of_epochs(_Epochs(1, num_batches=0), Cursor(), num_epochs=None))
-
-
-def _threads() -> set[str]:
-    return {thread.name for thread in threading.enumerate() if thread.name == "tml-prefetch"}
-
-
-@pytest.mark.parametrize("depth", [0, 1, 3])
-def test_prefetching_keeps_order_and_end(depth: int) -> None:
-    source = Prefetcher(iter(range(10)), depth, prepare=lambda number: number * 2)
-    assert [source.get() for _ in range(11)] == [*((Status.BATCH, 2 * n) for n in range(10)), (Status.END, None)]
-    assert source.get() == (Status.END, None)
-    source.close()
-    assert not _threads()
-
-
-def test_prefetching_is_bounded_and_ends_with_close() -> None:
-    made, closed = [], []
-
-    def numbers() -> Iterator[int]:
-        try:
-            for number in range(1000):
-                made.append(number)
-                yield number
-        finally:
-            closed.append(True)
-
-    source = Prefetcher(numbers(), depth=2)
-    assert source.get() == (Status.BATCH, 0)
-    source.close()
-    assert len(made) <= 4
-    assert closed == [True]
-    assert not _threads()
-
-
-@pytest.mark.parametrize("depth", [0, 2])
-def test_an_error_of_the_source_is_raised_with_its_traceback(depth: int) -> None:
-    def failing() -> Iterator[int]:
-        yield 1
-        raise DataError("bad row", where="part-3.parquet, row 17")
-
-    batches = AgreedBatches(Prefetcher(failing(), depth))
-    assert next(batches) == 1
-    with pytest.raises(DataError, match="part-3") as caught:
-        next(batches)
-    batches.close()
-    assert any(entry.name == "failing" for entry in caught.traceback)
-
-
-def test_fault_14_a_wait_for_data_can_be_interrupted() -> None:
-    release, stop = threading.Event(), StopRequest()
-
-    def stalled() -> Iterator[int]:
-        release.wait()
-        yield 1
-
-    batches = AgreedBatches(Prefetcher(stalled(), depth=1), stop)
-    timer = threading.Timer(0.05, stop.ask, ["SIGTERM", StopKind.PREEMPTED])
-    timer.start()
-    with pytest.raises(StopIteration):
-        next(batches)
-    release.set()
-    timer.join()
-    batches.close()
-    assert stop.agreed == StopKind.PREEMPTED
-
-
-def _unequal(must_agree: bool) -> tuple[int, str | None]:
-    batches = AgreedBatches(Prefetcher(iter(range(3 + dist.get_rank())), depth=2), must_agree=must_agree)
-    try:
-        return sum(1 for _ in batches), None
-    except DataError as error:
-        return -1, str(error)
-    finally:
-        batches.close()
-
-
-def test_fault_33_ranks_with_unequal_numbers_of_batches_stop_together() -> None:
-    assert run_ranks(_unequal, 2, False) == [(3, None), (3, None)]
-    for num, message in run_ranks(_unequal, 2, True):
-        assert num == -1
-        assert "ranks [0] have ended first" in str(message)
-
-
-def _one_source_fails() -> str:
-    def numbers() -> Iterator[int]:
-        yield 1
-        if dist.get_rank() == 1:
-            raise ValueError("disk on fire")
-        yield 2
-
-    batches = AgreedBatches(Prefetcher(numbers(), depth=1))
-    try:
-        list(batches)
-    except (ValueError, DataError) as error:
-        return f"{type(error).__name__}: {error}"
-    finally:
-        batches.close()
-    return "no error"
-
-
-def test_fault_15_data_error_on_one_rank_ends_all_and_names_it() -> None:
-    other, own = run_ranks(_one_source_fails, 2)
-    assert own == "ValueError: disk on fire"
-    assert other.startswith("DataError")
-    assert "rank 1" in other
-    assert "disk on fire" in other
-
-
-def _stop_on_rank_1() -> tuple[list[int], str | None]:
-    stop, seen = StopRequest(), []
-    batches = AgreedBatches(Prefetcher(iter(range(10)), depth=2), stop)
-    for number in batches:
-        seen.append(number)
-        if number == 2 and dist.get_rank() == 1:
-            stop.ask("enough")
-    batches.close()
-    return seen, stop.reason
-
-
-def test_a_stop_asked_on_one_rank_stops_all_at_the_same_batch() -> None:
-    assert run_ranks(_stop_on_rank_1, 2) == [([0, 1, 2], "asked for by rank 1"), ([0, 1, 2], "enough")]
 
 
 def _sharded_model() -> DistributedModelParallel:
@@ -323,7 +141,7 @@ def _sharded_model() -> DistributedModelParallel:
     sharded = DistributedModelParallel(
         model, env, _CPU, ShardingPlan({"bags": plan}), [EmbeddingBagCollectionSharder()]
     )
-    full = torch.randn(_ROWS, _DIM, generator=torch.Generator().manual_seed(5))
+    full = torch.randn(NUM_IDS, _DIM, generator=torch.Generator().manual_seed(5))
     for tensor in sharded.module.bags.state_dict().values():
         for shard in tensor.local_shards():
             first = shard.metadata.shard_offsets[0]
@@ -335,13 +153,13 @@ def _run_engine(engine: str) -> tuple[list[float], list[float], list[float], lis
     model = _sharded_model()
     optimizer = torch.optim.SGD(model.module.head.parameters(), lr=0.1)
     pipeline = TrainPipeline(model, optimizer, _CPU, engine=engine)
-    batches = iter([_batch(step, dist.get_rank()) for step in range(6)])
+    batches = iter([id_batch(step, dist.get_rank()) for step in range(6)])
     losses, evaluated = [], []
     for step in range(6):
         losses.append(float(pipeline.step(batches).loss))
         if step in (1, 4):
             with pipeline.paused(), torch.no_grad():
-                evaluated.append(float(model(_batch(99, dist.get_rank()))[0]))
+                evaluated.append(float(model(id_batch(99, dist.get_rank()))[0]))
     with pytest.raises(StopIteration):
         pipeline.step(batches)
     shards = [shard.tensor for t in model.module.bags.state_dict().values() for shard in t.local_shards()]
@@ -365,7 +183,7 @@ def _nan_on_rank_1(engine: str) -> tuple[str, bool]:
     model = _sharded_model()
     optimizer = torch.optim.SGD(model.module.head.parameters(), lr=0.1)
     pipeline = TrainPipeline(model, optimizer, _CPU, engine=engine, guard=FiniteGuard())
-    batches = [_batch(step, dist.get_rank()) for step in range(3)]
+    batches = [id_batch(step, dist.get_rank()) for step in range(3)]
     if dist.get_rank() == 1:
         batches[1].labels[0] = math.nan
     source = iter(batches)
@@ -398,7 +216,7 @@ def _one_rank_raises_in_forward() -> None:
     pipeline = TrainPipeline(model, torch.optim.SGD(model.module.head.parameters(), lr=0.1), _CPU, engine="plain")
     if dist.get_rank() == 1:
         raise RuntimeError("broken model on purpose")
-    pipeline.step(iter([_batch(0)]))
+    pipeline.step(iter([id_batch(0)]))
 
 
 def test_fault_15_an_error_on_one_rank_ends_the_others() -> None:

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.projects.light_ranker.tiny_run import LOLLY, TinyData, config_of, merged, tiny_settings, write_data
+from tests.projects.light_ranker.tiny_run import LOLLY, TinyData, config_of, tiny_settings, write_data
+from tests.runs import merged
 from tml.common.errors import DataError
 from tml.common.modules.normalizers import Normalizer
 from tml.projects.light_ranker.calibration import Calibration

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +13,11 @@ import pyarrow.parquet as pq
 import torch
 
 from tests.projects.light_ranker.export.tiny_ranker import FEATURES, write_features
-from tml.common.checkpointing import load_tensors
-from tml.common.tracking.json_lines import read_metrics
+from tests.runs import Settings, merged
 from tml.core.config import parse_config
 from tml.projects.light_ranker.config import LightRankerConfig
 from tml.projects.light_ranker.features.spec import FeatureSpec
 
-Settings = dict[str, Any]
 SIZES = {"train": 4000, "valid": 800, "test": 800}
 
 
@@ -130,15 +126,6 @@ LOLLY: Settings = {
 }
 
 
-def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> Settings:
-    """`settings` with `changes` laid over them, mapping by mapping; None takes the place of what was there."""
-    result = copy.deepcopy(dict(settings))
-    for name, value in changes.items():
-        old = result.get(name)
-        result[name] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return result
-
-
 def config_of(settings: Settings) -> LightRankerConfig:
     """The validated config."""
     return parse_config(LightRankerConfig, settings)
@@ -150,43 +137,3 @@ def run(settings: Settings, task: str = "all") -> int:
 
     torch.set_num_threads(1)
     return run_task(config_of(settings), task)
-
-
-def write_config(path: Path, settings: Settings) -> str:
-    """Write settings as a config file; JSON is YAML."""
-    path.write_text(json.dumps(settings, indent=1))
-    return str(path)
-
-
-def final_tensors(save_dir: Path | str, step: int | None = None) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint, the newest by default."""
-    return load_tensors(save_dir, step)
-
-
-def losses(save_dir: Path | str) -> dict[int, float]:
-    """The logged loss by step; fails if a step was logged twice."""
-    lines = [line for line in read_metrics(f"{save_dir}/metrics.jsonl") if "train/loss" in line]
-    by_step = {int(line["step"]): line["train/loss"] for line in lines}
-    assert len(by_step) == len(lines), "a step was logged twice"
-    return by_step
-
-
-def metrics_of(save_dir: Path | str, split: str = "test") -> dict[str, float]:
-    """The metrics that a run wrote of a split."""
-    return json.loads((Path(save_dir) / f"{split}_metrics.json").read_text())["metrics"]
-
-
-def assert_equal_tensors(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    """The same names and, to the bit, the same values."""
-    assert set(found) == set(expected)
-    different = [name for name in expected if not torch.equal(found[name], expected[name])]
-    assert not different, different
-
-
-def assert_close_tensors(
-    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], atol: float = 1e-4
-) -> None:
-    """The same names and nearly the same values."""
-    assert set(found) == set(expected)
-    for name, values in expected.items():
-        torch.testing.assert_close(found[name], values, rtol=1e-3, atol=atol, msg=lambda text, n=name: f"{n}: {text}")

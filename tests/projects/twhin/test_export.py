@@ -15,15 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.projects.twhin.export_helpers import (
-    DIM,
-    NUM_ROWS,
-    RELATIONS,
-    make_scorer,
-    make_tables,
-    read_card,
-    write_vocab,
-)
+from tests.projects.twhin.export_helpers import DIM, NUM_ROWS, RELATIONS, read_card, write_vocab
 from tml.common.errors import DataError, NonFiniteError
 from tml.projects.twhin.data.vocab import Vocabulary
 from tml.projects.twhin.export import export_model
@@ -31,21 +23,6 @@ from tml.projects.twhin.export import model as export_module
 from tml.projects.twhin.export import tables as tables_module
 from tml.projects.twhin.model_folder import read_model_info, read_scorer, score_formula, verify
 from tml.projects.twhin.models.relations import RelationScorer
-
-
-@pytest.fixture
-def tables() -> dict[str, Tensor]:
-    return make_tables()
-
-
-@pytest.fixture
-def scorer() -> RelationScorer:
-    return make_scorer()
-
-
-@pytest.fixture
-def vocab_dir(tmp_path: Path) -> Path:
-    return write_vocab(tmp_path / "vocab")
 
 
 def leftovers(folder: Path) -> list[str]:

@@ -15,16 +15,9 @@ import torch
 from torch import Tensor
 
 from tests.distributed import run_ranks
-from tests.projects.twhin.export_helpers import (
-    DIM,
-    NUM_ROWS,
-    RELATIONS,
-    make_scorer,
-    make_tables,
-    read_card,
-    write_vocab,
-)
-from tests.projects.twhin.tiny import Settings, merged, run, tiny_settings, write_graph
+from tests.projects.twhin.export_helpers import DIM, NUM_ROWS, RELATIONS, read_card, write_vocab
+from tests.projects.twhin.tiny import run, tiny_settings, write_graph
+from tests.runs import Settings, merged
 from tml.common.checkpointing import Checkpoint, CheckpointManager
 from tml.common.errors import CheckpointError, DataError
 from tml.projects.twhin.config import TwhinConfig
@@ -35,22 +28,6 @@ from tml.projects.twhin.model_folder import read_model_info, read_scorer
 from tml.projects.twhin.models.relations import RelationScorer
 from tml.projects.twhin.serving import load_model
 from tml.projects.twhin.tables import table_layout, vocab_fingerprint
-
-
-@pytest.fixture
-def tables() -> dict[str, Tensor]:
-    return make_tables()
-
-
-@pytest.fixture
-def scorer() -> RelationScorer:
-    return make_scorer()
-
-
-@pytest.fixture
-def vocab_dir(tmp_path: Path) -> Path:
-    return write_vocab(tmp_path / "vocab")
-
 
 CONFIG = {
     "training": {"save_dir": "run"},

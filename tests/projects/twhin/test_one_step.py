@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.projects.twhin.tiny import Settings, config_of, write_edges
+from tests.projects.twhin.tiny import config_of, write_edges
+from tests.runs import Settings
 from tml.projects.twhin.models.live_tables import embedding_source, head_of
 from tml.projects.twhin.run import build_run
 

@@ -9,19 +9,8 @@ import pytest
 import torch
 
 from tests.distributed import run_ranks
-from tests.projects.twhin.tiny import (
-    Settings,
-    TinyGraph,
-    assert_close_tensors,
-    evaluations,
-    final_tensors,
-    losses,
-    merged,
-    run,
-    tables,
-    tiny_settings,
-    write_graph,
-)
+from tests.projects.twhin.tiny import TinyGraph, run, tables, tiny_settings, write_graph
+from tests.runs import Settings, assert_close_tensors, evaluations, final_tensors, losses, merged
 
 # 3310 or so edges in batches of 400: the last batch of an epoch leaves nothing to the second rank.
 NUM_STEPS = 18

@@ -15,22 +15,16 @@ import pytest
 
 from tests.distributed import RankFailure, run_ranks
 from tests.faults import kill_at
-from tests.projects.twhin.tiny import (
+from tests.projects.twhin.tiny import TinyGraph, read_edges_of, run, run_recorded, tables, tiny_settings, write_graph
+from tests.runs import (
     Settings,
-    TinyGraph,
     assert_close_tensors,
     assert_equal_tensors,
     evaluations,
     final_tensors,
     losses,
     merged,
-    read_edges_of,
-    run,
-    run_recorded,
-    tables,
-    tiny_settings,
     write_config,
-    write_graph,
 )
 from tml.common.checkpointing import read_extra
 from tml.core.train_pipeline import TrainPipeline

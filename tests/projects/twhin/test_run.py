@@ -14,20 +14,15 @@ import yaml
 from tests.projects.twhin.tiny import (
     NUM_TWEETS,
     NUM_USERS,
-    Settings,
     TinyGraph,
-    assert_equal_tensors,
     config_of,
-    final_tensors,
-    losses,
-    merged,
     run,
     tables,
     tiny_settings,
-    write_config,
     write_edges,
     write_graph,
 )
+from tests.runs import Settings, assert_equal_tensors, final_tensors, losses, merged, write_config
 from tml.common.tracking.record import ExperimentRecord
 from tml.core.config import load_config
 from tml.machines.exit_codes import FOLDER_VARIABLE, recorded_exit_code

@@ -6,8 +6,6 @@ code = run(tiny_settings(graph, tmp_path / "run"), training={"num_epochs": 2})
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from tml.common.checkpointing import load_tensors
-from tml.common.tracking.json_lines import read_metrics
+from tests.runs import Settings, merged
 from tml.core.config import parse_config
 from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.models.relations import RelationScorer
@@ -29,7 +26,6 @@ from tml.projects.twhin.models.scores import score_pairs
 if TYPE_CHECKING:
     from tml.projects.twhin.data.chunks import ChunkedEdges
 
-Settings = dict[str, Any]
 
 NUM_COMMUNITIES, COMMUNITY = 24, 10
 # Relation: tables of its ends, its operator, and how many communities further on its right-hand sides are.
@@ -119,15 +115,6 @@ def tiny_settings(graph: TinyGraph, save_dir: Path | str, **sections: Mapping[st
     return merged(settings, sections)
 
 
-def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> Settings:
-    """`settings` with `changes` laid over them, mapping by mapping; None takes the place of what was there."""
-    result = copy.deepcopy(dict(settings))
-    for name, value in changes.items():
-        old = result.get(name)
-        result[name] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return result
-
-
 def tables(settings: Settings, **changes: Any) -> list[Settings]:
     """The tables of some settings with a field changed in all of them, to put into `model.embeddings`."""
     return [table | changes for table in settings["model"]["embeddings"]["tables"]]
@@ -144,49 +131,6 @@ def run(settings: Settings, task: str = "train") -> int:
 
     torch.set_num_threads(1)
     return run_task(config_of(settings), task)
-
-
-def write_config(path: Path, settings: Settings) -> str:
-    """Write settings as a config file; JSON is YAML."""
-    path.write_text(json.dumps(settings, indent=1))
-    return str(path)
-
-
-def final_tensors(save_dir: Path | str, step: int | None = None) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint, the newest by default."""
-    return load_tensors(save_dir, step)
-
-
-def losses(save_dir: Path | str) -> dict[int, float]:
-    """The logged loss by step; fails if a step was logged twice."""
-    lines = [line for line in read_metrics(f"{save_dir}/metrics.jsonl") if "train/loss" in line]
-    by_step = {int(line["step"]): line["train/loss"] for line in lines}
-    assert len(by_step) == len(lines), "a step was logged twice"
-    return by_step
-
-
-def evaluations(save_dir: Path | str) -> dict[int, dict[str, float]]:
-    """The logged evaluations by step; fails if a step was logged twice."""
-    lines = [line for line in read_metrics(f"{save_dir}/metrics.jsonl") if any(key.startswith("eval/") for key in line)]
-    by_step = {int(line["step"]): {k.removeprefix("eval/"): v for k, v in line.items()} for line in lines}
-    assert len(by_step) == len(lines), "a step was evaluated twice"
-    return by_step
-
-
-def assert_equal_tensors(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    """The same names and, to the bit, the same values."""
-    assert set(found) == set(expected)
-    different = [name for name in expected if not torch.equal(found[name], expected[name])]
-    assert not different, different
-
-
-def assert_close_tensors(
-    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], atol: float = 1e-5
-) -> None:
-    """The same names and nearly the same values."""
-    assert set(found) == set(expected)
-    for name, values in expected.items():
-        torch.testing.assert_close(found[name], values, rtol=1e-4, atol=atol, msg=lambda text, n=name: f"{n}: {text}")
 
 
 def run_recorded(settings: Settings) -> tuple[int, list[list[tuple[int, int, int]]]]:
