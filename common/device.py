@@ -27,6 +27,9 @@ import torch.distributed as dist
 
 from tml.common.errors import LaunchError
 
+# `torch.device.type` of an accelerator, for those who plan for one that is not here.
+ACCELERATOR_TYPE = "cuda"
+
 _cpu_group: dist.ProcessGroup | None = None
 _cpu_group_of: dist.ProcessGroup | None = None  # the default group for which _cpu_group was made
 _rendezvous_dir: str | None = None

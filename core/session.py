@@ -112,7 +112,7 @@ def runtime_session(runtime: RuntimeConfig, save_dir: str) -> Iterator[torch.dev
     sys.setswitchinterval(1e-4)
     path = os.path.join(save_dir, "log.jsonl") if runtime.log.json_lines else None
     configure_logging(runtime.log.level, path, runtime.log.all_ranks)
-    _hush_libraries()
+    hush_libraries()
     with suppress(ValueError, OSError):  # a notebook's stderr is no file that a dying process could write to
         faulthandler.enable()
     device = setup_device(runtime.device)
@@ -133,7 +133,8 @@ def runtime_session(runtime: RuntimeConfig, save_dir: str) -> Iterator[torch.dev
             raise
 
 
-def _hush_libraries() -> None:
+def hush_libraries() -> None:
+    """Silence what torch and torchrec say at import and set-up."""
     # What the libraries say at import and set-up is nothing a user can act on, and it comes once per rank.
     for name in ("torch.fx._symbolic_trace", "torchrec", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -5,6 +5,7 @@ chief:                      # trains; one rank per accelerator
   cpu: 24
   num_accelerators: 16
   accelerator_type: a100
+  rates: {network: 12.5G}   # optional, for `tml plan`: what differs from the preset of a100
 dataset_worker:             # any further role
   mem: 14Gi
   cpu: 2
@@ -23,6 +24,7 @@ import yaml
 
 from tml.machines.errors import MachinesError
 from tml.machines.quantities import parse_bytes
+from tml.machines.rates import RatesConfig
 
 CHIEF = "chief"
 
@@ -37,6 +39,9 @@ class Machine(pydantic.BaseModel):
     num_accelerators: int = pydantic.Field(0, ge=0, le=1024, description="Accelerators; 0 trains on CPU ranks.")
     accelerator_type: str | None = pydantic.Field(None, min_length=1, description="For example a100; for schedulers.")
     replicas: int = pydantic.Field(1, ge=1, description="Tasks of this role; for the chief: nodes.")
+    rates: RatesConfig | None = pydantic.Field(
+        None, description="For `tml plan`, where they differ from accelerator_type's preset."
+    )
 
     @pydantic.field_validator("mem", mode="before")
     @classmethod
@@ -107,7 +112,8 @@ def parse_machines(data: Any, source: str = "machines") -> Machines:
 def _fault(line: Any) -> str:
     path = ".".join(str(part) for part in line["loc"])
     if line["type"] == "extra_forbidden":
-        return f"{path}: unknown key{_did_you_mean(str(line['loc'][-1]), Machine.model_fields)}"
+        fields = RatesConfig.model_fields if "rates" in line["loc"][:-1] else Machine.model_fields
+        return f"{path}: unknown key{_did_you_mean(str(line['loc'][-1]), fields)}"
     if line["type"] == "missing":
         return f"{path}: a value is required"
     message = str(line["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")

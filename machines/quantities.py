@@ -1,4 +1,4 @@
-"""Amounts of memory as people write them."""
+"""Amounts of memory, and rates, as people write them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,23 @@ def parse_bytes(amount: str | int | float) -> int:
     Raises:
         ValueError: not an amount, an unknown unit, or not above 0.
     """
-    if isinstance(amount, bool):
-        raise ValueError(f"not an amount of memory: {amount!r}")
-    match = _AMOUNT.fullmatch(str(amount))
+    return _parse(amount, "memory", "an amount of memory")
+
+
+def parse_rate(amount: str | int | float) -> int:
+    """Bytes or operations a second, written like amounts of memory: `450G`, `19.5T`; errors as `parse_bytes`."""
+    return _parse(amount, "a rate", "a rate")
+
+
+def _parse(amount: str | int | float, kind: str, what: str) -> int:
+    match = None if isinstance(amount, bool) else _AMOUNT.fullmatch(str(amount))
     unit = match[2].replace("k", "K") if match else ""
     if match is None or unit not in _FACTORS:
-        raise ValueError(f"not an amount of memory: {amount!r}; write a number and one of {', '.join(_FACTORS)[2:]}")
-    num_bytes = round(float(match[1]) * _FACTORS[unit])
-    if num_bytes <= 0:
-        raise ValueError(f"memory must be above 0, not {amount!r}")
-    return num_bytes
+        raise ValueError(f"not {what}: {amount!r}; write a number and one of {', '.join(_FACTORS)[2:]}")
+    number = round(float(match[1]) * _FACTORS[unit])
+    if number <= 0:
+        raise ValueError(f"{kind} must be above 0, not {amount!r}")
+    return number
 
 
 def format_bytes(num_bytes: int) -> str:

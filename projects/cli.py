@@ -48,6 +48,11 @@ COMMANDS = {
         _launch,
         settings={"allow_extra_args": True, "ignore_unknown_options": True},
     ),
+    "plan": LazyCommand(
+        "What a run would need of declared machines, on paper.",
+        attribute("tml.projects.plan", "plan_command"),
+        settings={"allow_extra_args": True},
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tml.core.planning.tables import groups_of, table_bytes
 from tml.ml_logging import get_logger
 from tml.projects.light_ranker.calibration import Sample
 from tml.projects.light_ranker.config import LightRankerConfig
@@ -11,8 +12,6 @@ from tml.projects.light_ranker.models.objective import Objective
 from tml.projects.light_ranker.models.tables import MlpSlots
 
 logger = get_logger(__name__)
-
-_BYTES = {"fp32": 4, "fp16": 2}
 
 
 def check_run(config: LightRankerConfig, device_type: str) -> dict[str, float]:
@@ -39,8 +38,4 @@ def _table_bytes(config: LightRankerConfig, spec: FeatureSpec, device_type: str)
     if config.model.mlp is None:
         assert config.model.lolly_lr is not None
         return 4.0 * 2**config.model.lolly_lr.input_size_bits
-    layout, total = MlpSlots(spec, config.model.mlp, device_type).layout, 0.0
-    for group in layout.groups if layout else ():
-        state = {"sgd": 0, "rowwise_adagrad": 4, "adagrad": 4 * group.embedding_dim, "adam": 8 * group.embedding_dim}
-        total += group.num_rows * (group.embedding_dim * _BYTES[group.data_type] + state[group.optimizer.kind])
-    return total
+    return float(table_bytes(groups_of(MlpSlots(spec, config.model.mlp, device_type).layout)))

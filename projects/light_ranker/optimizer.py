@@ -15,7 +15,7 @@ from tml.projects.light_ranker.models.build import unwrapped
 from tml.projects.light_ranker.models.mlp import MlpRanker
 
 DENSE, PRETRAINED, TABLES, LOLLY = "dense", "pretrained", "tables", "lolly"
-_FINE_TUNING = OptimizerConfig.model_validate({"sgd": {"learning_rate": 0.01}})
+FINE_TUNING = OptimizerConfig.model_validate({"sgd": {"learning_rate": 0.01}})
 
 
 def build_optimizers(config: ModelConfig, model: nn.Module) -> Optimizers:
@@ -44,7 +44,7 @@ def _of_mlp(config: MlpConfig, model: nn.Module, inner: MlpRanker) -> Optimizers
     schedules = {DENSE: build_schedule(config.dense_optimizer.learning_rate)}
     tuned = {name: parameter for name, parameter in learning.items() if name in of_tables}
     if tuned:
-        section = config.pretrained_optimizer or _FINE_TUNING
+        section = config.pretrained_optimizer or FINE_TUNING
         dense[PRETRAINED] = build_dense_optimizer(section, tuned)
         schedules[PRETRAINED] = build_schedule(section.learning_rate)
     fused: dict[str, FusedOptimizer] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tml.core.planning.tables import table_bytes
 from tml.ml_logging import get_logger
 from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.data.dataset import edge_blocks
@@ -9,8 +10,6 @@ from tml.projects.twhin.data.edges import EdgeSchema
 from tml.projects.twhin.tables import table_layout, vocab_hashes
 
 logger = get_logger(__name__)
-
-_BYTES = {"fp32": 4, "fp16": 2}
 
 
 def check_run(config: TwhinConfig, schema: EdgeSchema, device_type: str, num_ranks: int) -> dict[str, float]:
@@ -27,15 +26,7 @@ def check_run(config: TwhinConfig, schema: EdgeSchema, device_type: str, num_ran
             logger.info("%s: %d edges, all ids in range", name, found[f"edges.{name}"])
     if vocab_hashes(config):
         logger.info("vocabularies fit their tables")
-    found["table_bytes_per_rank"] = _table_bytes(config, device_type) / num_ranks
+    found["table_bytes_per_rank"] = table_bytes(table_layout(config.model, device_type).groups) / num_ranks
     logger.info("tables and their optimizer state need %.1f MiB on each of %d ranks",
                 found["table_bytes_per_rank"] / 2**20, num_ranks)  # fmt: skip
     return found
-
-
-def _table_bytes(config: TwhinConfig, device_type: str) -> float:
-    total = 0.0
-    for group in table_layout(config.model, device_type).groups:
-        state = {"sgd": 0, "rowwise_adagrad": 4, "adagrad": 4 * group.embedding_dim, "adam": 8 * group.embedding_dim}
-        total += group.num_rows * (group.embedding_dim * _BYTES[group.data_type] + state[group.optimizer.kind])
-    return total

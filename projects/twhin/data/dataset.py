@@ -52,7 +52,7 @@ class EdgesDataset:
         num_epochs: int | None = None,
     ) -> None:
         batch_size = config.batch_size(num_ranks)
-        self._num_blocks = _num_blocks(config, batch_size, num_ranks)
+        self._num_blocks = num_blocks(config, batch_size, num_ranks)
         self._block_size = batch_size // self._num_blocks
         self._blocks_of_rank = self._num_blocks // num_ranks
         self._first_block = rank * self._blocks_of_rank
@@ -151,11 +151,14 @@ def read_edges(config: EdgesConfig, schema: EdgeSchema) -> EdgeArrays:
     return concatenate(*edge_blocks(config, schema))
 
 
-def _num_blocks(config: TrainDataConfig, batch_size: int, num_ranks: int) -> int:
-    num_blocks = config.assembly_blocks
-    if num_blocks == 1:
-        # Without a wish of the user, a rank's share is one block.
-        num_blocks = num_ranks
+def num_blocks(config: TrainDataConfig, batch_size: int, num_ranks: int) -> int:
+    """Blocks that the batch of all ranks is cut into.
+
+    Raises:
+        ConfigError: the batch cannot be shared evenly among ranks or blocks.
+    """
+    # Without a wish of the user, a rank's share is one block.
+    blocks = config.assembly_blocks if config.assembly_blocks > 1 else num_ranks
     if batch_size % num_ranks:
         raise ConfigError(
             "a batch cannot be shared evenly among the ranks",
@@ -164,11 +167,12 @@ def _num_blocks(config: TrainDataConfig, batch_size: int, num_ranks: int) -> int
             limit=f"a multiple of {num_ranks} ranks",
             fix=f"use {-(-batch_size // num_ranks) * num_ranks}, or another number of ranks",
         )
-    if num_blocks % num_ranks or batch_size % num_blocks:
+    if blocks % num_ranks or batch_size % blocks:
         raise ConfigError(
             "a batch cannot be cut evenly into blocks",
             where="train_data.assembly_blocks",
             value=config.assembly_blocks,
             limit=f"a multiple of {num_ranks} ranks that divides the batch of {batch_size}",
+            fix=f"set assembly_blocks to {num_ranks}, or to 1 for a block of each rank",
         )
-    return num_blocks
+    return blocks

@@ -1,0 +1,72 @@
+"""What a step is said to do, held against the model that does it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.projects.light_ranker.tiny_run import LOLLY, TinyData, config_of, tiny_settings, write_data
+from tml.common.errors import DataError
+from tml.common.modules.normalizers import Normalizer
+from tml.projects.light_ranker.calibration import Calibration
+from tml.projects.light_ranker.data.dataset import RankerDataset, Share
+from tml.projects.light_ranker.models.build import build_model, build_slots
+from tml.projects.light_ranker.workload import build_workload, count_examples
+
+BOUNDARIES = {"age": [1.0, 2.0, 4.0], "likes": [0.5, 3.0], "rate": [2.0, 3.0], "hour": [1.0]}
+INTERACTIONS = [None, {"kind": "dot"}, {"kind": "cross", "rank": 3}, {"kind": "fwfm"}]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> TinyData:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def _run_parts(data: TinyData, config):
+    """A model at its start and its first batch."""
+    names = [feature.name for feature in data.spec.continuous]
+    transforms = [feature.transform for feature in data.spec.continuous]
+    ones = torch.ones(len(names), dtype=torch.float64)
+    calibration = Calibration(Normalizer(names, transforms, ones, ones, ones), BOUNDARIES, "test")
+    slots = build_slots(config, data.spec, calibration, "cpu")
+    batches = RankerDataset(config.train_data, data.spec, slots, Share(config.train_data.batch_size(1)))
+    return build_model(config, slots, calibration, torch.device("cpu")), next(iter(batches))
+
+
+@pytest.mark.parametrize("interaction", INTERACTIONS)
+@pytest.mark.parametrize("heads", ["separate", "single_output"])
+def test_operations_parameters_and_bytes_are_the_models_own(data, interaction, heads):
+    changes = {"mlp": {"interaction": interaction, "heads": heads}}
+    config = config_of(tiny_settings(data, "unused", model=changes))
+    work = build_workload(config, 1, "cpu")
+    model, batch = _run_parts(data, config)
+    with FlopCounterMode(display=False) as counter:
+        loss, _ = model(batch)
+        loss.backward()
+    assert work.head.flops == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert work.dense_numel == sum(tensor.numel() for tensor in model.dense_tensors().values())
+    assert work.num_ids == len(batch.nodes.values())
+    held = {name: t for name, t in batch.named_tensors().items() if not name.startswith("nodes.offsets")}
+    assert work.host.batch_bytes == sum(t.numel() * t.element_size() for t in held.values())
+
+
+def test_a_lolly_model_is_one_vector_of_replicated_weights(data):
+    config = config_of(tiny_settings(data, "unused", **LOLLY))
+    one, two = build_workload(config, 1, "cpu"), build_workload(config, 2, "cpu")
+    assert one.layout is None
+    assert (one.dense_numel, one.dense[0].num_states) == (2**12 + 1, 1)
+    # Several ranks exchange the gradient of all weights, one only that of the ids of its batch.
+    assert two.head.memory_bytes > one.head.memory_bytes / 2
+
+
+def test_examples_are_counted_from_the_files_footers(data):
+    assert count_examples(config_of(tiny_settings(data, "unused"))) == 4000
+    half = config_of(tiny_settings(data, "unused", train_data={"keep_rate": 0.5}))
+    assert count_examples(half) == 2000
+
+
+def test_without_features_there_is_no_plan(data, tmp_path):
+    settings = tiny_settings(data, "unused") | {"features_dir": str(tmp_path)}
+    with pytest.raises(DataError, match="encoding"):
+        build_workload(config_of(settings), 1, "cpu")
