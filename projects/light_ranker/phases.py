@@ -1,6 +1,7 @@
 """The phases of a run: calibrate -> train -> isotonic -> export, each alone or together.
 
     save_dir/calibration/        scales and bins, fitted on a sample of the training rows
+    save_dir/initial_model.tsv   the lolly text that the model started from, if it did
     save_dir/<step>/, best       checkpoints
     save_dir/isotonic.json       {"step": ..., "data": ..., "click": {"x": [...], "y": [...]}}
     save_dir/test_metrics.json   of the last evaluation
@@ -36,6 +37,7 @@ from tml.projects.light_ranker.calibration import Calibration, Sample, load_cali
 from tml.projects.light_ranker.config import DataConfig, LightRankerConfig
 from tml.projects.light_ranker.data.dataset import RankerDataset, Share, data_files
 from tml.projects.light_ranker.features.spec import FeatureSpec
+from tml.projects.light_ranker.lolly.initial import keep_initial_model
 from tml.projects.light_ranker.metrics import KeptPredictions, RankerMetrics
 from tml.projects.light_ranker.models.build import AnySlots, Ranker, build_model, build_slots, unwrapped
 from tml.projects.light_ranker.optimizer import build_optimizers
@@ -286,11 +288,13 @@ def _calibrate_here(config: LightRankerConfig, spec: FeatureSpec) -> None:
     folder = Path(config.training.save_dir) / CALIBRATION
     expected = _calibration_key(config, spec)
     found = load_calibration(folder)
+    checkpoints = CheckpointManager(config.training.save_dir, max_to_keep=None, lock=False, alone=True)
+    has_begun = checkpoints.latest() is not None and not config.training.overwrite_save_dir
+    keep_initial_model(config, has_begun)
     if found is not None and found.fingerprint == expected:
         logger.info("calibration is in %s already", folder)
         return
-    checkpoints = CheckpointManager(config.training.save_dir, max_to_keep=None, lock=False, alone=True)
-    if found is not None and checkpoints.latest() is not None:
+    if found is not None and has_begun:
         require_fresh(found, expected, folder)
     if config.calibration.load_dir is None:
         fitted = sample.fit()

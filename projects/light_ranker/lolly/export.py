@@ -7,8 +7,8 @@ import numpy as np
 from tml.common.errors import ConfigError
 from tml.ml_logging import get_logger
 from tml.projects.light_ranker.lolly.hashed import HashedBins, bin_rows, feature_row, lolly_of_weights
+from tml.projects.light_ranker.lolly.initial import initial_model
 from tml.projects.light_ranker.lolly.model import LollyModel
-from tml.projects.light_ranker.lolly.text import read_lolly
 from tml.projects.light_ranker.models.lolly_lr import LollyRanker
 from tml.projects.light_ranker.models.lolly_slots import LollySlots
 from tml.projects.light_ranker.phases import TrainedRanker
@@ -39,8 +39,8 @@ def lolly_of_ranker(trained: TrainedRanker, name: str) -> LollyModel:
     weight = trained.model.weight.detach().numpy()[:, 0]
     bias = float(trained.model.bias.detach()[0])
     model = lolly_of_weights(name, bias, weight, presence, bins, slots.left_closed)
-    initial = trained.config.model.lolly_lr.initial_model if trained.config.model.lolly_lr else None
-    return model if initial is None else _with_rest(model, read_lolly(initial).in_float32())
+    initial = initial_model(trained.config)
+    return model if initial is None else _with_rest(model, initial.in_float32())
 
 
 def _present(slots: LollySlots) -> list[str]:

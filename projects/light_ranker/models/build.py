@@ -16,7 +16,7 @@ from tml.projects.light_ranker.calibration import Calibration
 from tml.projects.light_ranker.config import LightRankerConfig
 from tml.projects.light_ranker.features.spec import FeatureSpec
 from tml.projects.light_ranker.lolly.hashed import HashedLolly, hash_lolly
-from tml.projects.light_ranker.lolly.text import read_lolly
+from tml.projects.light_ranker.lolly.initial import initial_model
 from tml.projects.light_ranker.models.lolly_lr import LollyRanker
 from tml.projects.light_ranker.models.lolly_slots import LollySlots
 from tml.projects.light_ranker.models.mlp import MlpRanker, RankerHead
@@ -103,10 +103,8 @@ def _lolly(config: LightRankerConfig, slots: LollySlots, objective: Objective) -
 
 
 def _text_model(config: LightRankerConfig) -> HashedLolly | None:
-    section = config.model.lolly_lr
-    if section is None or section.initial_model is None:
-        return None
-    return hash_lolly(read_lolly(section.initial_model), section.input_size_bits)
+    text, section = initial_model(config), config.model.lolly_lr
+    return None if text is None or section is None else hash_lolly(text, section.input_size_bits)
 
 
 def _replicated(model: nn.Module, device: torch.device, alone: bool) -> nn.Module:

@@ -180,6 +180,26 @@ def test_export_then_import_is_the_identity(folder, tmp_path):
     assert read_lolly(tmp_path / "out.tsv") == text
 
 
+def test_a_run_that_began_needs_its_text_no_more_and_refuses_another(folder, tmp_path):
+    text = tmp_path / "start.tsv"
+    write_lolly(TEXT, text)
+    settings = {"model.lolly_lr.initial_model": str(text), "training.num_train_steps": 3}
+    model = trainer(folder, "without", **settings).train(*sources(folder))
+    save_dir, rows = model.config.training.save_dir, table(200, 4)
+    expected = logits(load_trained(save_dir).model, model.config, rows)
+    text.unlink()
+    trained = load_trained(save_dir)
+    assert np.array_equal(logits(trained.model, trained.config, rows), expected)
+    assert lolly_of_ranker(trained, "m").binary["not_in_the_data"] == 9.0
+    longer = settings | {"training.num_train_steps": 4}
+    trainer(folder, "without", **longer).train(*sources(folder))
+    write_lolly(LollyModel("m", 0.0, {"has_link": 1.0}, {}), text)
+    with pytest.raises(ConfigError, match="text model has changed"):
+        trainer(folder, "without", **longer).train(*sources(folder))
+    anew = trainer(folder, "without", **longer, **{"training.overwrite_save_dir": True}).train(*sources(folder))
+    assert set(lolly_of_ranker(load_trained(anew.config.training.save_dir), "m").binary) == {"has_link"}
+
+
 def test_features_that_the_data_lacks_keep_their_weights(folder, tmp_path):
     settings = {"model.lolly_lr.initial_model": str(folder / "model.tsv"), "training.num_train_steps": 1}
     model = trainer(folder, "kept", **settings).train(*sources(folder))
