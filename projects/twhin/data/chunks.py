@@ -134,7 +134,7 @@ class ChunkAssembler:
         relations = schema.relations
         signatures = sorted({_signature(relation) for relation in relations})
         self._signatures = signatures
-        # Edges of a relation come together, so that most chunks have one: both sides then share scores (chunk_kernel.cpp).
+        # Edges of a relation come together, so that most chunks have one: both sides then share scores.
         order = sorted(range(len(relations)), key=lambda rel: signatures.index(_signature(relations[rel])))
         self._place_of_rel = np.argsort(order)
         self._signature_of_rel = np.array([signatures.index(_signature(relation)) for relation in relations])

@@ -28,6 +28,7 @@ struct Arguments {
   int64_t num_chunks, size, num_in_batch, num_global, dim;
   int32_t op, loss, num_lanes, num_threads;
   float margin;
+  int32_t bfloat16;             // products of bfloat16 numbers, where the processor has them
   const float *rows[2];         // of left-hand and right-hand sides
   float *by_rows[2];            // out: derivatives by them
   const int64_t *rel;           // [S, C]
@@ -101,16 +102,15 @@ EdgeLoss softmax(float positive, float *score, int64_t count, float margin, floa
   positive -= margin;
   Floats top = splat(positive), total = splat(0);
   for (int64_t i = 0; i < count; i += kLanes) top = max(load(score + i), top);
-  float highest = positive;
-  for (int lane = 0; lane < kLanes; lane++) highest = std::max(highest, top[lane]);
+  const float most = highest(top);
   for (int64_t i = 0; i < count; i += kLanes) {
-    Floats share = exp(load(score + i) - highest);
+    Floats share = exp(load(score + i) - most);
     total += share;
     store(score + i, share);
   }
-  const float own = std::exp(positive - highest), all = sum(total) + own, scale = weight / all;
+  const float own = std::exp(positive - most), all = sum(total) + own, scale = weight / all;
   for (int64_t i = 0; i < count; i += kLanes) store(score + i, load(score + i) * scale);
-  return {weight * (std::log(all) + highest - positive), own * scale - weight};
+  return {weight * (std::log(all) + most - positive), own * scale - weight};
 }
 
 EdgeLoss logistic(float positive, float *score, int64_t count, float, float weight) {
@@ -160,16 +160,74 @@ struct Side {
   std::vector<float> queries, scores, bias, by_positive;
 };
 
+// The three products of a side, each of matrices as they lie: of float32 numbers ...
+template <class Kind>
+struct Products {
+  explicit Products(const Arguments &a) : columns(a.dim * padded(a.num_in_batch + a.num_global)) {}
+
+  // scores [C, N] = queries [C, D] . candidates [N, D]'
+  void make_scores(int64_t size, int64_t count, int64_t dim, const float *queries, const float *candidates, float *scores,
+                   int64_t stride) {
+    transpose(count, dim, candidates, dim, columns.data(), padded(count));
+    multiply<Kind>(size, padded(count), dim, queries, dim, 1, columns.data(), padded(count), scores, stride, false);
+  }
+
+  // by_queries [C, D] = by_scores [C, N] . candidates, by_candidates += by_scores' . queries
+  void derive(int64_t size, int64_t count, int64_t dim, const float *by_scores, int64_t stride, const float *queries,
+              const float *candidates, float *by_queries, float *by_candidates) {
+    multiply<Kind>(size, dim, count, by_scores, stride, 1, candidates, dim, by_queries, dim, false);
+    multiply<Kind>(count, dim, size, by_scores, 1, stride, queries, dim, by_candidates, dim, true);
+  }
+
+ private:
+  std::vector<float> columns;
+};
+
+#ifdef __AVX512BF16__
+// ... or of pairs of bfloat16 ones, which are laid out first.
+template <>
+struct Products<Bfloat16Pair> {
+  explicit Products(const Arguments &a)
+      : left(std::max(a.size, a.num_in_batch + a.num_global) * (padded(a.num_in_batch + a.num_global) + a.dim)),
+        right(padded(a.num_in_batch + a.num_global) * a.dim),
+        columns(padded(a.num_in_batch + a.num_global) * a.dim) {}
+
+  void make_scores(int64_t size, int64_t count, int64_t dim, const float *queries, const float *candidates, float *scores,
+                   int64_t stride) {
+    const int64_t half = dim / 2, width = padded(count);
+    pair_columns(count, dim, candidates, dim, right.data(), half);
+    transpose(count, half, reinterpret_cast<const float *>(right.data()), half, reinterpret_cast<float *>(columns.data()), width);
+    pair_columns(size, dim, queries, dim, left.data(), half);
+    multiply<Bfloat16Pair>(size, width, half, left.data(), half, 1, columns.data(), width, scores, stride, false);
+  }
+
+  void derive(int64_t size, int64_t count, int64_t dim, const float *by_scores, int64_t stride, const float *queries,
+              const float *candidates, float *by_queries, float *by_candidates) {
+    const int64_t pairs = padded((count + 1) / 2);
+    pair_columns(size, count, by_scores, stride, left.data(), pairs);
+    pair_rows(count, dim, candidates, dim, right.data(), dim);
+    multiply<Bfloat16Pair>(size, dim, (count + 1) / 2, left.data(), pairs, 1, right.data(), dim, by_queries, dim, false);
+    pair_rows(size, padded(count), by_scores, stride, left.data(), padded(count));
+    pair_rows(size, dim, queries, dim, right.data(), dim);
+    multiply<Bfloat16Pair>(count, dim, (size + 1) / 2, left.data(), 1, padded(count), right.data(), dim, by_candidates, dim, true);
+  }
+
+ private:
+  std::vector<int32_t> left, right, columns;
+};
+#endif
+
+template <class Kind>
 class Chunk {
  public:
   explicit Chunk(const Arguments &arguments)
       : a(arguments),
         count(a.num_in_batch + a.num_global),
         width(padded(count)),
-        stride(width + kLanes),
+        stride(width + 2 * kLanes),
         skipped(a.size - a.num_in_batch),
-        by_queries(a.size * a.dim),
-        columns(a.dim * width) {
+        products(a),
+        by_queries(a.size * a.dim) {
     for (Side &side : sides) {
       side.queries.resize(a.size * a.dim);
       side.scores.resize(a.size * stride);
@@ -235,9 +293,7 @@ class Chunk {
       move(side.op, side.kept + i * a.dim, side.params + rel[i] * a.dim, side.sign, queries + i * a.dim, a.dim);
       side.bias[i] = side.has_bias ? dot(side.params + rel[i] * a.dim, side.kept + i * a.dim, a.dim) : 0.0f;
     }
-    const int64_t rest = padded(count - first);
-    transpose(count - first, a.dim, candidates, a.dim, columns.data(), rest);
-    multiply(a.size, rest, a.dim, queries, a.dim, 1, columns.data(), rest, scores + first, stride, false);
+    products.make_scores(a.size, count - first, a.dim, queries, candidates, scores + first, stride);
     if (side.has_bias)
       for (int64_t i = 0; i < a.size; i++)
         for (int64_t j = first; j < count; j++) scores[i * stride + j] += side.bias[i];
@@ -251,7 +307,7 @@ class Chunk {
       float *score = scores + i * stride;
       const float *query = side.queries.data() + i * a.dim;
       side.by_positive[i] = skipped ? dot(query, side.own + i * a.dim, a.dim) + side.bias[i] : score[i];
-      std::fill(score + count, score + width, kMasked);
+      std::fill(score + count, score + stride, kMasked);
     }
     if (positives) std::copy(side.by_positive.begin(), side.by_positive.end(), positives);
     for (const int64_t *at = side.masked; at < side.masked_end; at++)
@@ -263,6 +319,7 @@ class Chunk {
       total += edge.loss;
       side.by_positive[i] = edge.by_positive;
       if (!skipped) score[i] = edge.by_positive;
+      std::fill(score + width, score + stride, 0.0f);
     }
     return total;
   }
@@ -272,8 +329,7 @@ class Chunk {
     const int64_t dim = a.dim;
     const float *candidates = side.own + (skipped + first) * dim, *scores = side.scores.data() + first;
     float *by_candidates = side.by_own + (skipped + first) * dim;
-    multiply(a.size, dim, count - first, scores, stride, 1, candidates, dim, by_queries.data(), dim, false);
-    multiply(count - first, dim, a.size, scores, 1, stride, side.queries.data(), dim, by_candidates, dim, true);
+    products.derive(a.size, count - first, dim, scores, stride, side.queries.data(), candidates, by_queries.data(), by_candidates);
     for (int64_t i = 0; i < a.size; i++) {
       const float *kept = side.kept + i * dim, *params = side.params + rel[i] * dim;
       float *by_query = by_queries.data() + i * dim, *by_params = side.by_params + rel[i] * dim;
@@ -298,17 +354,16 @@ class Chunk {
   const int64_t *rel = nullptr;
   const float *weight = nullptr;
   Side sides[2];
-  std::vector<float> by_queries, columns;
+  Products<Kind> products;
+  std::vector<float> by_queries;
 };
 
-}  // namespace
-
 // Chunks are dealt to lanes and lanes to threads: sums over chunks then do not depend on the number of threads.
-extern "C" void tml_chunk_losses(const Arguments *arguments) {
-  const Arguments &a = *arguments;
+template <class Kind>
+void chunk_losses(const Arguments &a) {
 #pragma omp parallel num_threads(a.num_threads)
   {
-    Chunk chunk(a);
+    Chunk<Kind> chunk(a);
 #pragma omp for schedule(dynamic, 1)
     for (int lane = 0; lane < a.num_lanes; lane++) {
       float *by_params = a.by_params + lane * a.lane_stride;
@@ -318,3 +373,14 @@ extern "C" void tml_chunk_losses(const Arguments *arguments) {
     }
   }
 }
+
+}  // namespace
+
+extern "C" void tml_chunk_losses(const Arguments *arguments) {
+#ifdef __AVX512BF16__
+  if (arguments->bfloat16) return chunk_losses<Bfloat16Pair>(*arguments);
+#endif
+  chunk_losses<Float32>(*arguments);
+}
+
+extern "C" int tml_has_bfloat16() { return kHasBfloat16; }

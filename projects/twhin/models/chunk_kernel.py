@@ -38,6 +38,7 @@ class _Arguments(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("num_chunks", "size", "num_in_batch", "num_global", "dim")),
         *((name, ctypes.c_int32) for name in ("op", "loss", "num_lanes", "num_threads")),
         ("margin", ctypes.c_float),
+        ("bfloat16", ctypes.c_int32),
         ("rows", ctypes.c_void_p * 2),
         ("by_rows", ctypes.c_void_p * 2),
         *((name, ctypes.c_void_p) for name in ("rel", "params", "inverse", "by_params", "by_inverse")),
@@ -71,6 +72,12 @@ class ChunkKernel:
         floats = 2 * shape.num_nodes_of_side * dim + shape.size * (shape.num_candidates + 2 * dim)
         return dim % _LANES == 0 and 4 * floats <= _MAX_CHUNK_BYTES and compiled(_SOURCE) is not None
 
+    @staticmethod
+    def has_bfloat16() -> bool:
+        """Whether the kernel can multiply bfloat16 numbers here; it does where `float32_matmul_precision` allows it."""
+        library = compiled(_SOURCE)
+        return library is not None and bool(library.tml_has_bfloat16())
+
     def losses(self, run: ChunkRun, relations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Weighted losses of chunks `[S]`, forward scores of edges `[S, C]`, derivatives by `relations [R, D]`."""
         num_chunks, dim = len(run.rel), relations.shape[1]
@@ -91,6 +98,7 @@ class ChunkKernel:
             num_lanes=num_sums,
             num_threads=torch.get_num_threads(),
             margin=self._margin,
+            bfloat16=torch.get_float32_matmul_precision() != "highest" and dim % (2 * _LANES) == 0,
             rows=pair(*(rows.data_ptr() for rows in run.rows)),
             by_rows=pair(*(rows.data_ptr() for rows in run.by_rows)),
             rel=run.rel.data_ptr(),

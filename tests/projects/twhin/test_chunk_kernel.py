@@ -126,6 +126,29 @@ def test_a_broken_row_shows_in_the_loss(loss: str, value: float) -> None:
 
 
 @pytest.fixture
+def keep_precision() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.usefixtures("keep_precision")
+@pytest.mark.skipif(not ChunkKernel.has_bfloat16(), reason="this processor multiplies no bfloat16 numbers")
+@pytest.mark.parametrize(("size", "in_batch", "num_global"), [(10, 10, 7), (50, 50, 50), (7, 3, 12), (33, 33, 0)])
+def test_bfloat16_products_differ_by_their_rounding(size: int, in_batch: int, num_global: int) -> None:
+    shape = ChunkShape(size, in_batch, num_global)
+    head = make_head("translation", "softmax", False, shape, 64)
+    run = make_run("translation", shape, 5, 64)
+    exact = results(head, run)
+    torch.set_float32_matmul_precision("medium")
+    found = results(head, run)
+    for one, other in zip(found, exact, strict=True):
+        # A bfloat16 number is off by up to 2^-9 of itself; a score is a sum of 64 products of about one half.
+        assert (one - other).norm() < 0.02 * other.norm()
+    assert any(not torch.equal(one, other) for one, other in zip(found, exact, strict=True))
+
+
+@pytest.fixture
 def keep_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
