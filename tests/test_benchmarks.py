@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
 import sys
 from argparse import ArgumentTypeError
 from pathlib import Path
@@ -191,14 +190,6 @@ def test_tables_align_numbers_to_the_right():
         "| a      | .3401 | 1,234 |",
         "| longer |     - |     5 |",
     ]
-
-
-@pytest.mark.parametrize("name", ["twhin_vs_pbg/run", "higgs", "fb15k237", "planted_quality"])
-def test_every_benchmark_explains_itself(name):
-    script = Path(__file__).resolve().parents[1] / "benchmarks" / f"{name}.py"
-    shown = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=True).stdout
-    assert "--results" in shown
-    assert f"benchmarks/{name}.py" in shown
 
 
 def _log_record(message: str) -> logging.LogRecord:

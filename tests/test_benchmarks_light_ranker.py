@@ -14,7 +14,6 @@ from sklearn.metrics import log_loss, roc_auc_score
 from tml.benchmarks import bank_marketing, kuairand, kuairand_rows
 from tml.benchmarks.click_data import ITEM, SPREADS, Truth, make_clicks
 from tml.benchmarks.light_ranker_vs_keras.keras_worker import scale
-from tml.benchmarks.light_ranker_vs_keras.run import Measured, report
 from tml.benchmarks.light_ranker_vs_keras.settings import Settings, click_features, keras_job, ranker_config
 from tml.benchmarks.lightgbm_baseline.lightgbm_worker import codes
 from tml.benchmarks.ranker_runs import Predicted, calibration_error, click_scores, rce, watch_scores
@@ -149,14 +148,6 @@ def test_the_features_of_the_clicks_name_every_column_once():
     for column in [f"C{n}" for n in range(1, 27)] + [f"I{n}" for n in range(1, 14)]:
         assert sum(bool(re.fullmatch(feature.match, column)) for feature in config.features) == 1
     assert [label.name for label in config.labels] == ["click", "watch_time"]
-
-
-def test_the_report_has_rounds_and_ratios():
-    rounds = [(Measured(1_000, 1.0, 5.0, 10.0), Measured(500, 5.0, 9.0, 20.0))]
-    text = report(rounds, {"tml": 0.75, "Keras": 0.74})
-    assert "1,000" in text
-    assert "10.00" in text
-    assert ".7500" in text
 
 
 def test_scores_equal_scikit_learns():

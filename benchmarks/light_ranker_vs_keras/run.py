@@ -30,48 +30,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tml.benchmarks.click_data import click_data
-from tml.benchmarks.harness import (
-    DATA,
-    RESULTS,
-    ROOT,
-    RUNS,
-    Spread,
-    circumstances,
-    markdown_table,
-    parse_count,
-    ratios,
-    write_record,
-)
+from tml.benchmarks.harness import DATA, RESULTS, RUNS, circumstances, parse_count, write_record
 from tml.benchmarks.light_ranker_vs_keras.settings import Settings, click_features, keras_job, ranker_config
+from tml.benchmarks.peers import peer_versions, set_up_peer
 from tml.benchmarks.processes import run_measured
 from tml.benchmarks.ranker_runs import RankerTraining, auc, predict, prepare, rows_of, train_only, write_yaml
+from tml.benchmarks.turns import Measured, take_turns
 
 HERE = Path(__file__).resolve().parent
 WORK = RUNS / "light_ranker_vs_keras"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One training of one system; `num_examples` are those that `training_seconds` were spent on."""
-
-    num_examples: int
-    training_seconds: float
-    wall_seconds: float
-    peak_mib: float
-
-    @property
-    def rate(self) -> float:
-        """Examples a second."""
-        return self.num_examples / self.training_seconds
 
 
 def main() -> None:
@@ -80,26 +54,23 @@ def main() -> None:
         beta=arguments.beta, min_count=arguments.min_count, bf16=not arguments.fp32, workers=arguments.workers,
         batch_size=arguments.batch_size, dim=arguments.dim,
     )  # fmt: skip
-    python = set_up_keras()
+    python = set_up_peer(HERE / "setup_keras.sh", "TML_VENV_KERAS", ".venv-keras")
     source, data = prepared_clicks(arguments.data, arguments.rows, settings.min_count)
     record: dict[str, Any] = {
-        "circumstances": circumstances() | {"keras_versions": _keras_versions(python)},
+        "circumstances": circumstances()
+        | {"keras_versions": peer_versions(python, ("tensorflow-cpu", "keras", "numpy"))},
         "settings": asdict(settings),
         "overrides": arguments.set,
         "data": {"folder": source.name} | json.loads((source / "meta.json").read_text(encoding="utf-8")),
     }
     ours = _Ours(settings, data, arguments.set)
     theirs = _Keras(settings, data, python, arguments.max_examples)
-    rounds = []
-    for number in range(arguments.rounds):
-        rounds.append((ours.train(), theirs.train()))
-        mine, other = rounds[-1]
-        print(f"round {number + 1}: tml {mine.rate:,.0f} examples/s, Keras {other.rate:,.0f}", flush=True)
+    runs = take_turns({"tml": ours.train, "Keras": theirs.train}, arguments.rounds, "examples")
     quality = {} if arguments.no_quality else {"tml": ours.quality(), "Keras": theirs.quality()}
-    record |= {"rounds": [{"tml": asdict(a), "Keras": asdict(b)} for a, b in rounds], "test_auc": quality}
-    ratio = record["rate_ratio"] = ratios(*([run.rate for run in runs] for runs in zip(*rounds, strict=True)))
-    text = f"{_work(settings, data, theirs.job, record['data'])}\n\n{report(rounds, quality)}"
-    write_record(arguments.results, "light_ranker_vs_keras", record, f"{text}\n\ntml / Keras: {ratio.shown(2)}.")
+    record |= runs.record() | {"test_auc": quality}
+    report = runs.report({name: {"test AUC": auc_of_test} for name, auc_of_test in quality.items()})
+    text = f"{_work(settings, data, theirs.job, record['data'])}\n\n{report}"
+    write_record(arguments.results, "light_ranker_vs_keras", record, text)
 
 
 class _Ours:
@@ -113,8 +84,7 @@ class _Ours:
     def train(self) -> Measured:
         threads = {"OMP_NUM_THREADS": str(self._settings.workers)}
         run = self._run = train_only(self._config, "light_ranker_vs_keras/tml", self._overrides, threads)
-        wall, peak = run.process.wall_seconds, run.process.peak_bytes / 2**20
-        return Measured(run.num_examples, run.training_seconds, wall, peak)
+        return Measured(run.num_examples, run.training_seconds, run.process)
 
     def quality(self) -> float:
         assert self._run is not None
@@ -134,18 +104,11 @@ class _Keras:
         command = [str(self._python), str(HERE / "keras_worker.py"), str(self._job)]
         process = run_measured(command, WORK / "keras.log", {"TF_CPP_MIN_LOG_LEVEL": "2"})
         timing = json.loads((self._out / "timing.json").read_text(encoding="utf-8"))
-        peak = process.peak_bytes / 2**20
-        return Measured(timing["num_examples"], timing["training_seconds"], process.wall_seconds, peak)
+        return Measured(timing["num_examples"], timing["training_seconds"], process)
 
     def quality(self) -> float:
         found = np.load(self._out / "predictions.npz")
         return auc(found["labels"], found["scores"])
-
-
-def set_up_keras() -> Path:
-    """Make Keras's environment if it is missing, and return its Python."""
-    subprocess.run([str(HERE / "setup_keras.sh")], check=True)
-    return ROOT / os.environ.get("TML_VENV_KERAS", ".venv-keras") / "bin" / "python"
 
 
 def prepared_clicks(source: Path | None, num_rows: int, min_count: int) -> tuple[Path, Path]:
@@ -162,28 +125,6 @@ def prepared_clicks(source: Path | None, num_rows: int, min_count: int) -> tuple
     return source, prepare(click_features(min_count), splits, out)
 
 
-def report(rounds: list[tuple[Measured, Measured]], quality: dict[str, float]) -> str:
-    """The rounds, and their medians, in Markdown."""
-    rows = []
-    for number, (mine, other) in enumerate(rounds, start=1):
-        row = {"round": number, "tml examples/s": round(mine.rate), "Keras examples/s": round(other.rate)}
-        rows.append(row | {"ratio": mine.rate / other.rate})
-    ours, theirs = zip(*rounds, strict=True)
-    summary = [_summary("tml", ours, quality), _summary("Keras", theirs, quality)]
-    return f"{markdown_table(rows)}\n\nMedians (lowest to highest):\n\n{markdown_table(summary)}"
-
-
-def _summary(name: str, runs: tuple[Measured, ...], quality: dict[str, float]) -> dict[str, Any]:
-    return {
-        "system": name,
-        "examples/s": Spread.of([run.rate for run in runs]).shown(),
-        "training s": Spread.of([run.training_seconds for run in runs]).shown(1),
-        "whole process s": Spread.of([run.wall_seconds for run in runs]).shown(1),
-        "peak MiB": Spread.of([run.peak_mib for run in runs]).shown(),
-        "test AUC": quality.get(name),
-    }
-
-
 def _work(settings: Settings, data: Path, job: dict[str, Any], meta: dict[str, Any]) -> str:
     num_rows, limit = rows_of(data / "train"), job["max_examples"]
     part = "" if limit is None or limit >= num_rows else f" (Keras: the first {limit:,} of them)"
@@ -197,14 +138,6 @@ def _work(settings: Settings, data: Path, job: dict[str, Any], meta: dict[str, A
         f"{f'; watch time learnt too, beta {settings.beta}' if settings.beta else ''}. "
         f"Clicks: {meta['folder']}{f'; test AUC {limits}' if limits else ''}."
     )
-
-
-def _keras_versions(python: Path) -> dict[str, str]:
-    code = (
-        "import json; from importlib.metadata import version;"
-        "print(json.dumps({name: version(name) for name in ('tensorflow-cpu', 'keras', 'numpy')}))"
-    )
-    return json.loads(subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True).stdout)
 
 
 def _parse_arguments() -> argparse.Namespace:

@@ -17,53 +17,33 @@ Whole-process time, with all of that, is reported beside it. Memory is that of a
 shared pages counted once. The figure to quote is the median of the ratios, round by round.
 
 The last round's embeddings of both are ranked by tml's evaluation on the held-out test edges (filtered, both sides,
-all candidates): a rate is worth something only if as much is learnt.
+all candidates): a rate is worth something only if as much is learnt. Then tml trains once more with checkpoints on
+the way (--points), which are ranked likewise: the time to PBG's final MRR is that of the first one that has it, its
+edges divided by the rate of the rounds. Beside the rate stands its share of what the machine allows
+(benchmarks/limits.py), probed before the first round.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tml.benchmarks.harness import (
-    RESULTS,
-    ROOT,
-    RUNS,
-    Spread,
-    circumstances,
-    markdown_table,
-    parse_count,
-    ratios,
-    write_record,
-)
+from tml.benchmarks.harness import RESULTS, RUNS, circumstances, parse_count, write_record
+from tml.benchmarks.limits import Limits, TwhinWork, measured_limits, share_of_limit
+from tml.benchmarks.peers import pbg_versions, set_up_pbg
 from tml.benchmarks.processes import run_measured
 from tml.benchmarks.runs import TrainedRun, evaluate, planted_graph, train
+from tml.benchmarks.turns import Measured, Runs, take_turns
+from tml.benchmarks.twhin_vs_pbg.curve import Point, curve_report, learning_curve
 from tml.benchmarks.twhin_vs_pbg.settings import Graph, Settings, pbg_config, twhin_config
 
 HERE = Path(__file__).resolve().parent
 WORK = RUNS / "twhin_vs_pbg"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One training of one system."""
-
-    num_edges: int
-    training_seconds: float
-    wall_seconds: float
-    peak_mib: float
-
-    @property
-    def rate(self) -> float:
-        """Edges a second."""
-        return self.num_edges / self.training_seconds
 
 
 def main() -> None:
@@ -72,22 +52,22 @@ def main() -> None:
     python = set_up_pbg()
     graph = Graph.read(arguments.graph or planted_graph(arguments.edges))
     record: dict[str, Any] = {
-        "circumstances": circumstances() | {"pbg_versions": _pbg_versions(python)},
+        "circumstances": circumstances() | {"pbg_versions": pbg_versions(python)},
         "settings": asdict(settings),
         "overrides": arguments.set,
         "graph": {"tables": graph.tables, "relations": graph.relations},
     }
+    limits = measured_limits(settings.workers, settings.dim)
     ours, theirs = _Ours(settings, graph, arguments.set), _Pbg(settings, graph, python)
-    rounds = []
-    for number in range(arguments.rounds):
-        rounds.append((ours.train(), theirs.train()))
-        mine, other = rounds[-1]
-        print(f"round {number + 1}: tml {mine.rate:,.0f} edges/s, PBG {other.rate:,.0f}", flush=True)
+    runs = take_turns({"tml": ours.train, "PBG": theirs.train}, arguments.rounds, "edges")
     quality = {} if arguments.no_quality else {"tml": ours.quality(), "PBG": theirs.quality()}
-    record |= {"rounds": [{"tml": asdict(a), "PBG": asdict(b)} for a, b in rounds], "quality": quality}
-    ratio = record["rate_ratio"] = ratios(*([run.rate for run in runs] for runs in zip(*rounds, strict=True)))
-    text = report(settings, graph, rounds, quality) + f"\n\ntml / PBG: {ratio.shown(2)}."
-    write_record(arguments.results, "twhin_vs_pbg", record, text)
+    points = ours.curve(arguments.points) if quality and arguments.points else []
+    record |= runs.record() | {
+        "limits": asdict(limits),
+        "quality": quality,
+        "curve": [asdict(point) for point in points],
+    }
+    write_record(arguments.results, "twhin_vs_pbg", record, report(settings, graph, runs, limits, quality, points))
 
 
 class _Ours:
@@ -103,12 +83,19 @@ class _Ours:
     def train(self) -> Measured:
         threads = {"OMP_NUM_THREADS": str(self._settings.workers)}
         run = self._run = train(self._config, "twhin_vs_pbg/tml", self._overrides, threads)
-        return Measured(run.num_edges, run.training_seconds, run.process.wall_seconds, run.process.peak_bytes / 2**20)
+        return Measured(run.num_edges, run.training_seconds, run.process)
 
     def quality(self) -> dict[str, float]:
         assert self._run is not None
-        known = f"validation_data.data_root={self._graph.edges('valid')}"
-        return evaluate(self._config, self._run, [*self._overrides, known])
+        return evaluate(self._config, self._run, [*self._overrides, self._known])
+
+    def curve(self, num_points: int) -> list[Point]:
+        return learning_curve(self._config, "twhin_vs_pbg/curve", [*self._overrides, self._known], num_points)
+
+    @property
+    def _known(self) -> str:
+        # The filter leaves out the validation edges too.
+        return f"validation_data.data_root={self._graph.edges('valid')}"
 
 
 class _Pbg:
@@ -124,7 +111,7 @@ class _Pbg:
     def train(self) -> Measured:
         process = self._worker("train", str(self._job))
         timing = json.loads((self._out / "timing.json").read_text(encoding="utf-8"))
-        return Measured(**timing, wall_seconds=process.wall_seconds, peak_mib=process.peak_bytes / 2**20)
+        return Measured(timing["num_edges"], timing["training_seconds"], process)
 
     def quality(self) -> dict[str, float]:
         from tml.benchmarks.twhin_vs_pbg.quality import pbg_metrics
@@ -136,48 +123,30 @@ class _Pbg:
         return run_measured(command, WORK / f"pbg-{task}.log")
 
 
-def set_up_pbg() -> Path:
-    """Make PBG's environment if it is missing, and return its Python."""
-    subprocess.run([str(HERE / "setup_pbg.sh")], check=True)
-    return ROOT / os.environ.get("TML_VENV_PBG", ".venv-pbg") / "bin" / "python"
-
-
-def report(settings: Settings, graph: Graph, rounds: list[tuple[Measured, Measured]], quality: dict[str, Any]) -> str:
-    """The result in Markdown."""
-    rows = []
-    for number, (mine, other) in enumerate(rounds, start=1):
-        row = {"round": number, "tml edges/s": round(mine.rate), "PBG edges/s": round(other.rate)}
-        rows.append(row | {"ratio": mine.rate / other.rate})
-    ours, theirs = zip(*rounds, strict=True)
-    summary = [_summary("tml", ours, quality), _summary("PBG", theirs, quality)]
+def report(
+    settings: Settings,
+    graph: Graph,
+    runs: Runs,
+    limits: Limits,
+    quality: dict[str, dict[str, float]],
+    points: list[Point],
+) -> str:
+    """The result in Markdown; `quality` is empty and `points` are none where they were not asked for."""
+    num_edges = runs.by_name["tml"][0].amount
     work = (
-        f"{rounds[0][0].num_edges:,} edges trained, {sum(graph.tables.values()):,} nodes, "
+        f"{num_edges:,} edges trained, {sum(graph.tables.values()):,} nodes, "
         f"{len(graph.relations)} relations; dim {settings.dim}, {settings.in_batch} in-batch + {settings.uniform} "
         f"uniform negatives a side, {settings.num_epochs} epochs; batch {settings.batch_size:,} (tml), "
         f"{settings.pbg_batch_size:,} (PBG); {settings.workers} threads, {settings.workers} PBG workers."
     )
-    return f"{work}\n\n{markdown_table(rows)}\n\nMedians (lowest to highest):\n\n{markdown_table(summary)}"
-
-
-def _summary(name: str, runs: tuple[Measured, ...], quality: dict[str, Any]) -> dict[str, Any]:
-    metrics = quality.get(name, {})
-    return {
-        "system": name,
-        "edges/s": Spread.of([run.rate for run in runs]).shown(),
-        "training s": Spread.of([run.training_seconds for run in runs]).shown(1),
-        "whole process s": Spread.of([run.wall_seconds for run in runs]).shown(1),
-        "peak MiB": Spread.of([run.peak_mib for run in runs]).shown(),
-        "MRR": metrics.get("filtered.mrr"),
-        "Hits@10": metrics.get("filtered.hits@10"),
-    }
-
-
-def _pbg_versions(python: Path) -> dict[str, str]:
-    code = (
-        "import json; from importlib.metadata import version;"
-        "print(json.dumps({name: version(name) for name in ('torchbiggraph', 'torch', 'numpy', 'h5py')}))"
-    )
-    return json.loads(subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True).stdout)
+    learnt = {name: {"MRR": m.get("filtered.mrr"), "Hits@10": m.get("filtered.hits@10")} for name, m in quality.items()}
+    ours = runs.seconds("tml").median
+    of_edge = TwhinWork(settings.dim, settings.in_batch, settings.uniform)
+    parts = [work, runs.report(learnt), f"tml: {share_of_limit(limits, of_edge, num_edges / ours)}"]
+    if points:
+        theirs = runs.seconds("PBG").median
+        parts.append(curve_report(points, num_edges / ours, quality["PBG"]["filtered.mrr"], theirs))
+    return "\n\n".join(parts)
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -209,6 +178,7 @@ def _parse_arguments() -> argparse.Namespace:
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a setting of tml's config"
     )
     parser.add_argument("--no-quality", action="store_true", help="do not rank the test edges at the end")
+    parser.add_argument("--points", type=int, default=8, help="of the way to PBG's MRR; 0 for none")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     return parser.parse_args()
 
