@@ -16,6 +16,7 @@ between them.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 
@@ -170,12 +171,17 @@ def keyed_ids(layout: TableLayout, physical_ids: Tensor, group_of_id: Tensor | N
     """
     keys = [group.name for group in layout.groups]
     if len(keys) == 1:
-        lengths = torch.ones(len(physical_ids), dtype=torch.int32)
-        return KeyedJaggedTensor(keys=keys, values=physical_ids, lengths=lengths)
+        return KeyedJaggedTensor(keys=keys, values=physical_ids, lengths=_ones(len(physical_ids)))
     assert group_of_id is not None, "several groups need the group of each id"
     member = group_of_id == torch.arange(len(keys)).unsqueeze(1)
     values = torch.cat([physical_ids[mask] for mask in member])
     return KeyedJaggedTensor(keys=keys, values=values, lengths=member.to(torch.int32).flatten())
+
+
+@functools.lru_cache(maxsize=8)
+def _ones(count: int) -> Tensor:
+    """Lengths of bags of one id; batches are of few sizes, and nobody writes to lengths."""
+    return torch.ones(count, dtype=torch.int32)
 
 
 def kernel_arguments(optimizer: FusedOptimizerSpec) -> Mapping[str, object]:
