@@ -163,7 +163,7 @@ class TrainingConfig(BaseConfig):
     )
     profile_steps: ProfileConfig | None = Field(
         default=None,
-        description="Write a Chrome trace of these steps to save_dir/profile.",
+        description="Write a Chrome trace of these steps to save_dir/profile, and log how long each phase takes.",
         json_schema_extra=MAY_CHANGE,
     )
 
