@@ -21,7 +21,6 @@ from tml.projects.light_ranker.export.numbers import GraphNumbers
 from tml.projects.light_ranker.export.outputs import GraphIsotonic, Seconds
 from tml.projects.light_ranker.export.sides import SideInput, SideLookup, SidePooling, bins_of, pooled, slots_of
 from tml.projects.light_ranker.features.spec import FeatureSpec, IdFeature, Side
-from tml.projects.light_ranker.models.inputs import DenseInputs
 from tml.projects.light_ranker.models.interactions import DotProducts, FieldWeightedProducts
 from tml.projects.light_ranker.models.mlp import CLICK, WATCH_TIME, MlpRanker
 
@@ -267,7 +266,7 @@ class MlpSide(nn.Module):
             if feature.embedding is not None
         ]
         mine = model.spec.of_side(side)
-        self.numbers = GraphNumbers(DenseInputs(mine, model.inputs.normalizer), len(mine.continuous))
+        self.numbers = GraphNumbers(model.inputs.of(mine), len(mine.continuous))
 
     def forward(self, graph: ServingGraph, side: SideInput) -> SideColumns:
         """The side's columns of the first layer's input."""

@@ -1,6 +1,7 @@
 """Numbers inside the graph, in as few operators as they take.
 
-Letters: `B` rows, `C` continuous features of the side, `K` of them that keep their value, `V` values of vectors.
+Letters: `B` rows, `C` continuous features of the side, `K` of them that keep their value, `P` columns of
+piecewise-linear encodings, `V` values of vectors.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from tml.projects.light_ranker.models.inputs import DenseInputs
 
 
 class GraphNumbers(nn.Module):
-    """The same numbers as `DenseInputs`, `(continuous [B, C], vectors [B, V]) -> [B, 2 K + V]`.
+    """The same numbers as `DenseInputs`, `(continuous [B, C], vectors [B, V]) -> [B, 2 K + P + V]`.
 
     Columns whose logarithm is taken come first, so that no operator chooses between two results for every value, and
     missing values, which stay NaN through all operators, are cleared away once. `order` says where each column went.
@@ -43,16 +44,20 @@ class GraphNumbers(nn.Module):
         self.register_buffer("limit", limit)
         self.register_buffer("shift", normalizer.shift[first])
         self.register_buffer("scale", normalizer.scale[first])
+        self.pieces = inputs.pieces
 
     def forward(self, continuous: Tensor, vectors: Tensor) -> Tensor:
-        """The columns, float32 `[B, 2 K + V]`."""
-        if not self.num_kept:
-            return vectors
+        """The columns, float32 `[B, 2 K + P + V]`."""
+        parts = self._values(continuous) if self.num_kept else []
+        parts += [] if self.pieces is None else [self.pieces(continuous)]
+        parts += [vectors] if vectors.shape[1] or not parts else []
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+    def _values(self, continuous: Tensor) -> list[Tensor]:
         given = continuous if self.columns is None else continuous.index_select(1, self.columns)
         missing = given.isnan()
         x = self._limited((self._logs(given) - self.shift) * self.scale)
-        parts = [torch.where(missing, 0.0, x), missing.to(torch.float32)]
-        return torch.cat([*parts, vectors] if vectors.shape[1] else parts, dim=1)
+        return [torch.where(missing, 0.0, x), missing.to(torch.float32)]
 
     def _logs(self, given: Tensor) -> Tensor:
         if self.num_logs in (0, self.num_kept):

@@ -21,7 +21,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from tml.core.config.base_config import BaseConfig
-from tml.projects.light_ranker.features.spec import DiscretizerKind, LabelKind, Pooling, Side, Transform
+from tml.projects.light_ranker.features.spec import (
+    BinEncoding,
+    DiscretizerKind,
+    LabelKind,
+    Pooling,
+    Side,
+    Transform,
+)
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^/\\\x00-\x1f]+$")]
 Column = Annotated[str, Field(min_length=1)]
@@ -148,6 +155,17 @@ class DiscretizerConfig(BaseConfig):
     kind: DiscretizerKind = Field(description="percentile (equal mass), its hashed forms, or mdlp (supervised).")
     num_bins: int = Field(default=20, ge=1, le=100_000, description="Number of bins.")
     output_bits: int = Field(default=22, ge=1, le=40, description="Hashed kinds spread over 2**output_bits ids.")
+    encoding: BinEncoding = Field(
+        default="embedding",
+        description="How bins enter an mlp. embedding: a row for each bin. piecewise_linear: num_bins numbers, each "
+        "the share of its bin below the value, so that neighbouring values stay alike. lolly_lr takes ids always.",
+    )
+
+    @model_validator(mode="after")
+    def _numbers_have_no_hash(self) -> Self:
+        if self.encoding == "piecewise_linear" and self.kind in ("hashed_percentile", "hashing"):
+            raise ValueError(f"a piecewise-linear encoding hashes nothing: kind percentile or mdlp, not {self.kind}")
+        return self
 
 
 class ContinuousConfig(_BaseFeature):
@@ -157,8 +175,8 @@ class ContinuousConfig(_BaseFeature):
     transform: Transform = Field(
         default="log_z_score", description="Of the value that enters the network; fitted in the calibration phase."
     )
-    discretizer: DiscretizerConfig | None = Field(default=None, description="Also enter as the id of a bin.")
-    keep_value: bool = Field(default=True, description="false: enter as the id of a bin only.")
+    discretizer: DiscretizerConfig | None = Field(default=None, description="Its bins enter too.")
+    keep_value: bool = Field(default=True, description="false: its bins enter alone.")
     default: float | None = Field(
         default=None, allow_inf_nan=False, description="Number in place of a missing one; null keeps it missing."
     )

@@ -233,7 +233,7 @@ def _id_feature(feature: CategoricalConfig | IdsConfig, lookup: Lookup, embeddin
 
 def _continuous_feature(feature: ContinuousConfig) -> ContinuousFeature:
     bins = feature.discretizer
-    discretizer = None if bins is None else DiscretizerSpec(bins.kind, bins.num_bins, bins.output_bits)
+    discretizer = None if bins is None else DiscretizerSpec(bins.kind, bins.num_bins, bins.output_bits, bins.encoding)
     return ContinuousFeature(str(feature.name), feature.side, feature.transform, discretizer, feature.keep_value)
 
 

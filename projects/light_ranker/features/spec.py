@@ -31,6 +31,7 @@ Side = Literal["user", "candidate"]  # the user side is the same for all candida
 Pooling = Literal["sum", "mean"]
 Transform = Literal["none", "z_score", "log_z_score", "max_norm"]
 DiscretizerKind = Literal["percentile", "hashed_percentile", "hashing", "mdlp"]
+BinEncoding = Literal["embedding", "piecewise_linear"]
 LabelKind = Literal["binary", "nonnegative"]
 
 MISSING, UNKNOWN, FIRST_KNOWN, PADDING = 0, 1, 2, -1
@@ -70,22 +71,34 @@ class IdFeature:
 
 @dataclass(frozen=True)
 class DiscretizerSpec:
-    """How a continuous feature becomes an id: a bin of its calibrated boundaries."""
+    """How a continuous feature is cut into bins by calibrated boundaries, and how its bins enter an mlp: the id of one,
+    or `num_bins` columns of a piecewise-linear encoding."""
 
     kind: DiscretizerKind
     num_bins: int = 20
     output_bits: int = 22
+    encoding: BinEncoding = "embedding"
 
 
 @dataclass(frozen=True)
 class ContinuousFeature:
-    """A number. With a discretizer it also enters as an id, and without `keep_value` only as an id."""
+    """A number. With a discretizer its bins enter too, and without `keep_value` only its bins."""
 
     name: str
     side: Side
     transform: Transform = "log_z_score"
     discretizer: DiscretizerSpec | None = None
     keep_value: bool = True
+
+    @property
+    def has_bin_ids(self) -> bool:
+        """Whether the bin of a value is an id of an embedding table."""
+        return self.discretizer is not None and self.discretizer.encoding == "embedding"
+
+    @property
+    def num_pieces(self) -> int:
+        """Columns of its piecewise-linear encoding; 0 without one."""
+        return 0 if self.discretizer is None or self.has_bin_ids else self.discretizer.num_bins
 
     def columns(self) -> list[str]:
         """Its encoded column."""
@@ -252,6 +265,7 @@ def _check(spec: FeatureSpec) -> None:
             _check_choice(feature.name, feature.discretizer.kind, DiscretizerKind)
             _check_size(feature.name, "num_bins", feature.discretizer.num_bins, 1)
             _check_size(feature.name, "output_bits", feature.discretizer.output_bits, 1)
+            _check_choice(feature.name, feature.discretizer.encoding, BinEncoding)
         elif not feature.keep_value:
             raise _invalid(feature.name, "keep_value false without a discretizer", "the value, a discretizer, or both")
     for feature in spec.vectors:

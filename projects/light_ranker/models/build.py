@@ -69,7 +69,7 @@ def build_model(
         return _replicated(_lolly(config, slots, objective), device, alone)
     assert config.model.mlp is not None
     pretrained = {feature.name: read_pretrained(feature) for feature in slots.pretrained}
-    head = seeded(seed, lambda: RankerHead(slots, config.model.mlp, objective, calibration.normalizer, pretrained))  # type: ignore[arg-type]
+    head = seeded(seed, lambda: RankerHead(slots, config.model.mlp, objective, calibration, pretrained))  # type: ignore[arg-type]
     if slots.layout is None:
         return _replicated(MlpRanker(None, head), device, alone)
     if alone:

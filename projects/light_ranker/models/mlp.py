@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from tml.common.modules.dense_blocks import CrossNetwork
 from tml.common.modules.embedding_tables import LocalTables, ShardedTables
-from tml.common.modules.normalizers import Normalizer
 from tml.common.profiling import phase
+from tml.projects.light_ranker.calibration import Calibration
 from tml.projects.light_ranker.config import MlpConfig
 from tml.projects.light_ranker.data.batch import RankerBatch
 from tml.projects.light_ranker.features.spec import FeatureSpec, IdFeature, Side
@@ -52,7 +52,7 @@ class RankerHead(nn.Module):
         slots: what the looked-up rows are.
         config: the `model.mlp` section.
         objective: turns predictions into a loss.
-        normalizer: of the numbers.
+        calibration: scales of the numbers, boundaries of their bins.
         pretrained: rows `[num_rows, D']` of each pretrained feature.
     """
 
@@ -61,14 +61,14 @@ class RankerHead(nn.Module):
         slots: MlpSlots,
         config: MlpConfig,
         objective: Objective,
-        normalizer: Normalizer,
+        calibration: Calibration,
         pretrained: dict[str, Tensor],
     ) -> None:
         super().__init__()
         spec = slots.spec
         self.spec, self.slots, self.objective = spec, slots, objective
         self.embedding_dim = config.embedding_dim
-        self.inputs = DenseInputs(spec, normalizer)
+        self.inputs = DenseInputs(spec, calibration.normalizer, calibration.boundaries)
         self.pretrained = nn.ModuleDict(
             {feature.name: _pretrained_table(feature, pretrained[feature.name]) for feature in slots.pretrained}
         )

@@ -64,7 +64,7 @@ class MlpSlots:
         self.spec = spec
         self.own = tuple(feature for feature in spec.ids if feature.embedding is None)
         self.pretrained = tuple(feature for feature in spec.ids if feature.embedding is not None)
-        self.binned = tuple(feature for feature in spec.continuous if feature.discretizer is not None)
+        self.binned = tuple(feature for feature in spec.continuous if feature.has_bin_ids)
         check_fused_support(config.table_optimizer, device_type, where="model.mlp.table_optimizer")
         self.layout = self._layout(config)
         slots = spec.slot_features()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.projects.light_ranker.export.tiny_ranker import ISOTONIC, build, write_features
+from tests.projects.light_ranker.export.tiny_ranker import FEATURES, ISOTONIC, build, write_features
 from tml.common.errors import DataError
 from tml.common.modules.calibrators import Isotonic
 from tml.projects.light_ranker.export.check import trainer_scores
@@ -50,6 +50,24 @@ def test_the_split_graph_scores_like_the_model(encoder, name):
     np.testing.assert_allclose(scores[1], expected["logit"], atol=2e-5)
     if name != "lolly_lr":
         np.testing.assert_allclose(np.log1p(scores[2].numpy()), expected["watch_time"], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["mlp", "dot", "cross"])
+def test_piecewise_linear_numbers_of_both_sides_are_served_as_the_model_takes_them(tmp_path, name):
+    pieces = ", encoding: piecewise_linear}"
+    text = FEATURES.replace("default: 12.0}", "discretizer: {kind: percentile, num_bins: 3" + pieces + "}")
+    text = text.replace("side: user, discretizer: {kind: percentile, num_bins: 4}", "side: user, keep_value: false, "
+                        "discretizer: {kind: percentile, num_bins: 4" + pieces)  # fmt: skip
+    model = build(write_features(tmp_path / "f", text), MODELS[name], watch_time_label="watch_time").eval()
+    assert model.inputs.names.count("hour") == 2 + 3
+    assert model.inputs.names.count("age") == 4
+    rows, graph = _made_up(model), graph_of(model, None)
+    inputs = rows.inputs("user") | rows.inputs("candidate")
+    with torch.no_grad():
+        found = graph(**{key: torch.from_numpy(inputs[key]) for key in graph.inputs})[1]
+    np.testing.assert_allclose(found, trainer_scores(model, None, rows)["logit"], atol=2e-5)
+    model.inputs.pieces.scale.zero_()
+    assert np.abs(trainer_scores(model, None, rows)["logit"] - found.numpy()).max() > 0.01
 
 
 @pytest.mark.parametrize("name", MODELS)

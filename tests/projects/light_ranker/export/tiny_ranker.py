@@ -79,7 +79,7 @@ def build(encoder: Encoder, model: dict, trained: bool = True, **loss):
     }
     config = LightRankerConfig.model_validate(settings)
     boundaries = {"age": [0, 20, 30, 40, 90], "likes": [0, 1, 3, 100, 1e4], "rate": [0, 0.25, 0.5, 0.75, 1]}
-    boundaries |= {"hour": [0.0, 6.0, 12.0]} if "lolly_lr" in model else {}
+    boundaries |= {"hour": [0.0, 6.0, 12.0]}
     places = torch.arange(len(encoder.spec.continuous), dtype=torch.float64)
     names = [feature.name for feature in encoder.spec.continuous]
     transforms = [feature.transform for feature in encoder.spec.continuous]
