@@ -17,6 +17,7 @@ constexpr int64_t kLanes = 16;
 typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(64), aligned(4), may_alias));
 
+static inline int64_t padded(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 static inline Floats splat(float x) { return x - Floats{}; }
 static inline Floats load(const float *from) { return *reinterpret_cast<const Floats *>(from); }
 static inline void store(float *to, Floats x) { *reinterpret_cast<Floats *>(to) = x; }
@@ -97,12 +98,14 @@ struct Bfloat16Pair {
   }
 };
 
-// Pairs of neighbouring columns: to [num_rows, num_cols / 2]. `num_cols` is rounded up to twice kLanes, and so read beyond its end.
+// Pairs of neighbouring columns: to [num_rows, padded(num_cols / 2)], zeros at its end. `num_cols` is rounded up to kLanes, and read
+// so far.
 static inline void pair_columns(int64_t num_rows, int64_t num_cols, const float *from, int64_t from_row, int32_t *to, int64_t to_row) {
   for (int64_t row = 0; row < num_rows; row++)
     for (int64_t col = 0; col < num_cols; col += 2 * kLanes) {
       const float *place = from + row * from_row + col;
-      __m512bh pairs = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(place + kLanes), _mm512_loadu_ps(place));
+      __m512 second = col + kLanes < num_cols ? _mm512_loadu_ps(place + kLanes) : _mm512_setzero_ps();
+      __m512bh pairs = _mm512_cvtne2ps_pbh(second, _mm512_loadu_ps(place));
       _mm512_storeu_si512(to + row * to_row + col / 2, reinterpret_cast<__m512i>(pairs));
     }
 }

@@ -16,10 +16,9 @@ namespace {
 
 enum Operator { kIdentity, kTranslation, kDiagonal, kComplexDiagonal };
 enum Loss { kSoftmax, kLogistic, kRanking };
+enum Regularizer { kNone, kL2, kN3 };
 
 constexpr float kMasked = -1e30f;
-
-int64_t padded(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
 }  // namespace
 
@@ -28,6 +27,8 @@ struct Arguments {
   int64_t num_chunks, size, num_in_batch, num_global, dim;
   int32_t op, loss, num_lanes, num_threads;
   float margin;
+  int32_t regularizer;
+  float regularization;         // factor of its penalty
   int32_t bfloat16;             // products of bfloat16 numbers, where the processor has them
   const float *rows[2];         // of left-hand and right-hand sides
   float *by_rows[2];            // out: derivatives by them
@@ -89,6 +90,32 @@ void move_back(int op, const float *x, const float *p, float sign, const float *
         by_p[half + i] += sign * (by_q[half + i] * x[i] - by_q[i] * x[half + i]);
       }
   }
+}
+
+// Adds the derivatives of `factor` times the penalty of regularizers.py for one embedding, and returns that penalty. Where the
+// operator is complex, so are embeddings.
+float penalty(int kind, int op, const float *x, float *by_x, float factor, int64_t dim) {
+  float total = 0;
+  if (kind == kL2) {
+    for (int64_t i = 0; i < dim; i++) by_x[i] += 2 * factor * x[i];
+    total = dot(x, x, dim);
+  } else if (op == kComplexDiagonal) {
+    const float *im = x + dim / 2;
+    float *by_im = by_x + dim / 2;
+    for (int64_t i = 0; i < dim / 2; i++) {
+      const float modulus = std::sqrt(x[i] * x[i] + im[i] * im[i] + 1e-20f), by_square = 3 * factor * modulus;
+      total += modulus * modulus * modulus;
+      by_x[i] += by_square * x[i];
+      by_im[i] += by_square * im[i];
+    }
+  } else {
+    for (int64_t i = 0; i < dim; i++) {
+      const float modulus = std::abs(x[i]);
+      total += modulus * modulus * modulus;
+      by_x[i] += 3 * factor * modulus * x[i];
+    }
+  }
+  return factor * total;
 }
 
 struct EdgeLoss {
@@ -188,28 +215,28 @@ struct Products {
 template <>
 struct Products<Bfloat16Pair> {
   explicit Products(const Arguments &a)
-      : left(std::max(a.size, a.num_in_batch + a.num_global) * (padded(a.num_in_batch + a.num_global) + a.dim)),
-        right(padded(a.num_in_batch + a.num_global) * a.dim),
-        columns(padded(a.num_in_batch + a.num_global) * a.dim) {}
+      : left((std::max(a.size, a.num_in_batch + a.num_global) + 1) * (padded(a.num_in_batch + a.num_global) + padded(a.dim))),
+        right((a.size + a.num_in_batch + a.num_global) * padded(a.dim)),
+        columns(padded(a.num_in_batch + a.num_global) * padded(a.dim)) {}
 
   void make_scores(int64_t size, int64_t count, int64_t dim, const float *queries, const float *candidates, float *scores,
                    int64_t stride) {
-    const int64_t half = dim / 2, width = padded(count);
-    pair_columns(count, dim, candidates, dim, right.data(), half);
-    transpose(count, half, reinterpret_cast<const float *>(right.data()), half, reinterpret_cast<float *>(columns.data()), width);
-    pair_columns(size, dim, queries, dim, left.data(), half);
-    multiply<Bfloat16Pair>(size, width, half, left.data(), half, 1, columns.data(), width, scores, stride, false);
+    const int64_t depth = padded(dim / 2), width = padded(count);
+    pair_columns(count, dim, candidates, dim, right.data(), depth);
+    transpose(count, depth, reinterpret_cast<const float *>(right.data()), depth, reinterpret_cast<float *>(columns.data()), width);
+    pair_columns(size, dim, queries, dim, left.data(), depth);
+    multiply<Bfloat16Pair>(size, width, depth, left.data(), depth, 1, columns.data(), width, scores, stride, false);
   }
 
   void derive(int64_t size, int64_t count, int64_t dim, const float *by_scores, int64_t stride, const float *queries,
               const float *candidates, float *by_queries, float *by_candidates) {
-    const int64_t pairs = padded((count + 1) / 2);
+    const int64_t pairs = padded((count + 1) / 2), width = padded(count);
     pair_columns(size, count, by_scores, stride, left.data(), pairs);
     pair_rows(count, dim, candidates, dim, right.data(), dim);
     multiply<Bfloat16Pair>(size, dim, (count + 1) / 2, left.data(), pairs, 1, right.data(), dim, by_queries, dim, false);
-    pair_rows(size, padded(count), by_scores, stride, left.data(), padded(count));
+    pair_rows(size, width, by_scores, stride, left.data(), width);
     pair_rows(size, dim, queries, dim, right.data(), dim);
-    multiply<Bfloat16Pair>(count, dim, (size + 1) / 2, left.data(), 1, padded(count), right.data(), dim, by_candidates, dim, true);
+    multiply<Bfloat16Pair>(count, dim, (size + 1) / 2, left.data(), 1, width, right.data(), dim, by_candidates, dim, true);
   }
 
  private:
@@ -260,7 +287,7 @@ class Chunk {
         for (int64_t j = 0; j < a.size; j++) rhs.scores[i * stride + j] += lhs.scores[j * stride + i];
     derive(rhs, 0);
     derive(lhs, first);
-    return total;
+    return a.regularizer == kNone ? total : total + penalties(number);
   }
 
  private:
@@ -320,6 +347,25 @@ class Chunk {
       side.by_positive[i] = edge.by_positive;
       if (!skipped) score[i] = edge.by_positive;
       std::fill(score + width, score + stride, 0.0f);
+    }
+    return total;
+  }
+
+  // An edge counts twice, as itself and as an edge of the inverse relation; which has the same parameters, or its own.
+  float penalties(int64_t number) {
+    const int64_t nodes = (a.size + a.num_global) * a.dim;
+    float total = 0;
+    for (int64_t i = 0; i < a.size; i++) {
+      const float factor = a.regularization * weight[i];
+      const auto add = [&](const float *x, float *by_x, float times) {
+        total += penalty(a.regularizer, a.op, x, by_x, times * factor, a.dim);
+      };
+      for (int side : {0, 1}) {
+        add(a.rows[side] + number * nodes + i * a.dim, a.by_rows[side] + number * nodes + i * a.dim, 2);
+        // The right-hand side's parameters are the relation's own, the left-hand side's those of the inverse.
+        if (a.op != kIdentity)
+          add((side == 0 && a.inverse ? a.inverse : a.params) + rel[i] * a.dim, sides[side].by_params + rel[i] * a.dim, 1);
+      }
     }
     return total;
   }

@@ -16,16 +16,17 @@ import torch
 from torch import Tensor
 
 from tml.common.native.compiler import compiled
-from tml.projects.twhin.data.chunks import ChunkShape
 from tml.projects.twhin.models.chunk_runs import ChunkRun
 
 _SOURCE = Path(__file__).with_name("chunk_kernel.cpp")
 _OPERATORS = ("identity", "translation", "diagonal", "complex_diagonal")
 _LOSSES = ("softmax", "logistic", "ranking")
+_REGULARIZERS = (None, "l2", "n3")
 
 # Floats of a vector: what a row must be a multiple of.
 _LANES = 16
-# Beyond this a chunk leaves the cache of a core, and a library's product of large matrices is as good.
+# A larger chunk leaves the cache of a core; if there are fewer than threads, a library's product of large matrices,
+# which all cores share, is better.
 _MAX_CHUNK_BYTES = 2 << 20
 # Sums by relation are kept in so many parts, whatever the number of threads, so that a result does not depend on it.
 _MAX_SUMS = 32
@@ -38,6 +39,8 @@ class _Arguments(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("num_chunks", "size", "num_in_batch", "num_global", "dim")),
         *((name, ctypes.c_int32) for name in ("op", "loss", "num_lanes", "num_threads")),
         ("margin", ctypes.c_float),
+        ("regularizer", ctypes.c_int32),
+        ("regularization", ctypes.c_float),
         ("bfloat16", ctypes.c_int32),
         ("rows", ctypes.c_void_p * 2),
         ("by_rows", ctypes.c_void_p * 2),
@@ -57,20 +60,27 @@ class ChunkKernel:
         loss: a name of `LOSSES`.
         margin: of the loss.
         reciprocal: inverse relations have parameters of their own, in the second half of the relations.
+        regularizer: a name of `REGULARIZERS`, or None.
+        regularization: factor of its penalty.
     """
 
-    def __init__(self, loss: str, margin: float, reciprocal: bool) -> None:
+    def __init__(
+        self, loss: str, margin: float, reciprocal: bool, regularizer: str | None = None, regularization: float = 0.0
+    ) -> None:
         library = compiled(_SOURCE)
         assert library is not None, "look at can_run first"
         self._losses_of = library.tml_chunk_losses
         self._losses_of.restype = None
         self._loss, self._margin, self._reciprocal = _LOSSES.index(loss), margin, reciprocal
+        self._regularizer, self._regularization = _REGULARIZERS.index(regularizer), regularization
 
     @staticmethod
-    def can_run(shape: ChunkShape, dim: int) -> bool:
-        """Whether rows fill vectors, a chunk fits a core's cache, and there is a compiler."""
+    def can_run(run: ChunkRun) -> bool:
+        """Whether rows fill vectors, chunks are small or there is one for every thread, and there is a compiler."""
+        shape, dim = run.shape, run.rows[0].shape[-1]
         floats = 2 * shape.num_nodes_of_side * dim + shape.size * (shape.num_candidates + 2 * dim)
-        return dim % _LANES == 0 and 4 * floats <= _MAX_CHUNK_BYTES and compiled(_SOURCE) is not None
+        suits = 4 * floats <= _MAX_CHUNK_BYTES or len(run.rel) >= torch.get_num_threads()
+        return dim % _LANES == 0 and suits and compiled(_SOURCE) is not None
 
     @staticmethod
     def has_bfloat16() -> bool:
@@ -98,7 +108,9 @@ class ChunkKernel:
             num_lanes=num_sums,
             num_threads=torch.get_num_threads(),
             margin=self._margin,
-            bfloat16=torch.get_float32_matmul_precision() != "highest" and dim % (2 * _LANES) == 0,
+            regularizer=self._regularizer,
+            regularization=self._regularization,
+            bfloat16=torch.get_float32_matmul_precision() != "highest",
             rows=pair(*(rows.data_ptr() for rows in run.rows)),
             by_rows=pair(*(rows.data_ptr() for rows in run.by_rows)),
             rel=run.rel.data_ptr(),

@@ -103,11 +103,16 @@ class TwhinHead(nn.Module):
             and rows.dtype == torch.float32
             and not torch.is_autocast_enabled("cpu")
             and self.scorer.comparator == "dot"
-            and settings.regularizer is None
-            and ChunkKernel.can_run(settings.shape, rows.shape[-1])
+            and ChunkKernel.can_run(run)
         )
         if can_run and self._kernel is None:
-            self._kernel = ChunkKernel(settings.loss, settings.margin, self.scorer.reciprocal)
+            self._kernel = ChunkKernel(
+                settings.loss,
+                settings.margin,
+                self.scorer.reciprocal,
+                settings.regularizer,
+                settings.regularization_weight,
+            )
         return self._kernel if can_run else None
 
     def _parts(self, run: ChunkRun) -> Iterator[ChunkRun]:

@@ -30,12 +30,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def make_head(operator: str, loss: str, reciprocal: bool, shape: ChunkShape, dim: int) -> TwhinHead:
+def make_head(
+    operator: str, loss: str, reciprocal: bool, shape: ChunkShape, dim: int, regularizer: str | None = None
+) -> TwhinHead:
     relations = [RelationSpec(f"relation {number}", "a", "b", operator) for number in range(NUM_RELATIONS)]
     scorer = RelationScorer(relations, dim, "dot", reciprocal)
     with torch.no_grad():
         scorer.weight.copy_(torch.randn(scorer.weight.shape, generator=torch.Generator().manual_seed(1)))
-    return TwhinHead(scorer, HeadSettings(shape, loss, margin=0.3))
+    return TwhinHead(scorer, HeadSettings(shape, loss, 0.3, regularizer, regularization_weight=0.7))
 
 
 def make_run(operator: str, shape: ChunkShape, num_chunks: int, dim: int) -> ChunkRun:
@@ -72,7 +74,7 @@ def results(head: TwhinHead, run: ChunkRun) -> list[Tensor]:
 
 def by_operations(head: TwhinHead, run: ChunkRun, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     with monkeypatch.context() as patch:
-        patch.setattr(ChunkKernel, "can_run", staticmethod(lambda shape, dim: False))
+        patch.setattr(ChunkKernel, "can_run", staticmethod(lambda run: False))
         return results(head, run)
 
 
@@ -91,6 +93,20 @@ def test_loss_scores_and_derivatives_equal_those_of_torchs_operations(
     shape = ChunkShape(10, in_batch, 7)
     head = make_head(operator, loss, reciprocal, shape, 32)
     run = make_run(operator, shape, 5, 32)
+    found = results(head, run)
+    assert head._kernel is not None
+    assert_near(found, by_operations(head, run, monkeypatch))
+
+
+@pytest.mark.parametrize("regularizer", ["l2", "n3"])
+@pytest.mark.parametrize("reciprocal", [False, True])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_penalties_equal_those_of_torchs_operations(
+    operator: str, reciprocal: bool, regularizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = ChunkShape(10, 10, 7)
+    head = make_head(operator, "softmax", reciprocal, shape, 32, regularizer)
+    run = make_run(operator, shape, 4, 32)
     found = results(head, run)
     assert head._kernel is not None
     assert_near(found, by_operations(head, run, monkeypatch))
@@ -134,16 +150,19 @@ def keep_precision() -> Iterator[None]:
 
 @pytest.mark.usefixtures("keep_precision")
 @pytest.mark.skipif(not ChunkKernel.has_bfloat16(), reason="this processor multiplies no bfloat16 numbers")
-@pytest.mark.parametrize(("size", "in_batch", "num_global"), [(10, 10, 7), (50, 50, 50), (7, 3, 12), (33, 33, 0)])
-def test_bfloat16_products_differ_by_their_rounding(size: int, in_batch: int, num_global: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "in_batch", "num_global", "dim"),
+    [(10, 10, 7, 64), (50, 50, 50, 128), (7, 3, 12, 16), (33, 33, 0, 48), (60, 0, 100, 80)],
+)
+def test_bfloat16_products_differ_by_their_rounding(size: int, in_batch: int, num_global: int, dim: int) -> None:
     shape = ChunkShape(size, in_batch, num_global)
-    head = make_head("translation", "softmax", False, shape, 64)
-    run = make_run("translation", shape, 5, 64)
+    head = make_head("translation", "softmax", False, shape, dim)
+    run = make_run("translation", shape, 5, dim)
     exact = results(head, run)
     torch.set_float32_matmul_precision("medium")
     found = results(head, run)
     for one, other in zip(found, exact, strict=True):
-        # A bfloat16 number is off by up to 2^-9 of itself; a score is a sum of 64 products of about one half.
+        # A bfloat16 number is off by up to 2^-9 of itself; a score is a sum of `dim` products of about one half.
         assert (one - other).norm() < 0.02 * other.norm()
     assert any(not torch.equal(one, other) for one, other in zip(found, exact, strict=True))
 
@@ -168,9 +187,12 @@ def test_one_two_and_three_threads_give_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "dim"),
-    [(ChunkShape(10, 10, 7), 20), (ChunkShape(1000, 0, 1000), 400)],
-    ids=["dim no multiple of a vector", "chunk larger than a core's cache"],
+    ("shape", "num_chunks", "dim"),
+    [(ChunkShape(10, 10, 7), 5, 20), (ChunkShape(1000, 0, 1000), 1, 400)],
+    ids=["dim no multiple of a vector", "one chunk larger than a core's cache"],
 )
-def test_what_the_kernel_cannot_do_well_is_left_to_torch(shape: ChunkShape, dim: int) -> None:
-    assert not ChunkKernel.can_run(shape, dim)
+@pytest.mark.usefixtures("keep_threads")
+def test_what_the_kernel_cannot_do_well_is_left_to_torch(shape: ChunkShape, num_chunks: int, dim: int) -> None:
+    torch.set_num_threads(2)
+    assert not ChunkKernel.can_run(make_run("identity", shape, num_chunks, dim))
+    assert ChunkKernel.can_run(make_run("identity", shape, 2, 32))
