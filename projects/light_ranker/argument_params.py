@@ -60,6 +60,7 @@ def params_of(arguments: Arguments) -> TrainerParams:
         batch_size=arguments.get("train.batch_size", DEFAULTS.batch_size),
         steps_per_evaluation=steps if steps > 0 else None,
         feature_config=arguments.get("feature_config"),
+        group=arguments.get("group"),
         record_config=arguments.get("record_config"),
         example_weights=arguments.example_weights(),
         allow_overlap=arguments.get("allow_train_eval_overlap", False),

@@ -65,6 +65,7 @@ DOCUMENTED = [
         "Of the dense layers, or of lolly_lr's weights (default 0.001).",
     ),
     Option(("feature_config",), str, "features.yaml for raw data; without one a proposal is made, used and printed."),
+    Option(("group",), str, "Column of the request or user whose rows are ranked together, in raw data."),
     Option(("record_config",), str, "For block files: YAML of the features' names, types and columns."),
     Option(("model",), str, "mlp (default), or lolly_lr, which options of the latter imply."),
     Option(

@@ -6,7 +6,8 @@ from tml.core.planning.tables import groups_of, table_bytes
 from tml.ml_logging import get_logger
 from tml.projects.light_ranker.calibration import Sample
 from tml.projects.light_ranker.config import LightRankerConfig
-from tml.projects.light_ranker.data.dataset import count_rows
+from tml.projects.light_ranker.data.dataset import count_rows, data_files
+from tml.projects.light_ranker.data.groups import require_groups_together
 from tml.projects.light_ranker.features.spec import FeatureSpec
 from tml.projects.light_ranker.models.objective import Objective
 from tml.projects.light_ranker.models.tables import MlpSlots
@@ -28,6 +29,8 @@ def check_run(config: LightRankerConfig, device_type: str) -> dict[str, float]:
         if section is not None:
             found[f"rows.{name}"] = count_rows(section, spec)
             logger.info("%s: %d rows, all values in range", name, found[f"rows.{name}"])
+    if config.loss.ranking is not None:
+        require_groups_together(data_files(config.train_data.data_root))
     Sample(config, spec)
     found["table_bytes"] = _table_bytes(config, spec, device_type)
     logger.info("tables and their optimizer state need %.1f MiB", found["table_bytes"] / 2**20)

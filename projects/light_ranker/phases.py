@@ -36,6 +36,7 @@ from tml.ml_logging import get_logger
 from tml.projects.light_ranker.calibration import Calibration, Sample, load_calibration, require_fresh
 from tml.projects.light_ranker.config import DataConfig, LightRankerConfig
 from tml.projects.light_ranker.data.dataset import RankerDataset, Share, data_files
+from tml.projects.light_ranker.data.groups import require_groups_together
 from tml.projects.light_ranker.features.spec import FeatureSpec
 from tml.projects.light_ranker.lolly.initial import keep_initial_model
 from tml.projects.light_ranker.metrics import KeptPredictions, RankerMetrics
@@ -132,6 +133,8 @@ def build_run(config: LightRankerConfig, device: torch.device, local: bool = Fal
 def run_training(config: LightRankerConfig, device: torch.device) -> tuple[RankerRun, TrainState]:
     """Train from where the run is; evaluate the validation rows along the way."""
     run = build_run(config, device)
+    if config.loss.ranking is not None:
+        require_groups_together(data_files(config.train_data.data_root))
     size = config.train_data.batch_size(world_size())
     data = RankerDataset(config.train_data, run.spec, run.slots, Share(size, config.runtime.seed, rank(), world_size()))
     measure = None

@@ -67,6 +67,7 @@ class TrainerParams:
         batch_size: examples of a step on all ranks together.
         steps_per_evaluation: None to evaluate, and save, after every epoch.
         feature_config: features.yaml of raw data; None for a proposal, which is printed.
+        group: column of the request or user whose rows are ranked together, in raw data.
         record_config: of block files, which features become which columns.
         example_weights: engagement -> weight, for raw data.
         allow_overlap: evaluate on the rows that are trained on.
@@ -85,6 +86,7 @@ class TrainerParams:
     batch_size: int = 1024
     steps_per_evaluation: int | None = None
     feature_config: str | None = None
+    group: str | None = None
     record_config: str | None = None
     example_weights: Mapping[str, float] = field(default_factory=dict)
     allow_overlap: bool = False
@@ -156,7 +158,7 @@ class DataRecordTrainer:
         """The run's config; prepares the data if it is raw."""
         params = self.params
         raw = RawDataOptions(
-            params.feature_config, params.record_config, params.example_weights, params.allow_overlap,
+            params.feature_config, params.group, params.record_config, params.example_weights, params.allow_overlap,
             int(params.settings.get("runtime.seed", 0)),
         )  # fmt: skip
         return run_config(params, prepared_data(train_data, eval_data, Path(params.model_dir) / "data", raw))

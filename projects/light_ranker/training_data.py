@@ -109,6 +109,7 @@ class RawDataOptions:
 
     Args:
         feature_config: a features.yaml; None to use a proposal.
+        group: column of the request or user; None for the one of features.yaml, or none.
         record_config: of block files, which features become which columns.
         example_weights: engagement -> weight, instead of what the record's weight holds.
         allow_overlap: evaluate on the rows that are trained on.
@@ -116,6 +117,7 @@ class RawDataOptions:
     """
 
     feature_config: str | None = None
+    group: str | None = None
     record_config: str | None = None
     example_weights: Mapping[str, float] | None = None
     allow_overlap: bool = False
@@ -154,7 +156,7 @@ def _prepared_folder(source: DataSource) -> str | None:
 
 
 def _from_prepared(train: DataSource, evaluation: DataSource | None, options: RawDataOptions) -> PreparedData:
-    given = [name for name in ("feature_config", "record_config", "example_weights") if getattr(options, name)]
+    given = [name for name in ("feature_config", "group", "record_config", "example_weights") if getattr(options, name)]
     if given or train.selects_files or (evaluation is not None and evaluation.selects_files):
         raise ConfigError(
             "option is for raw data, and the data is prepared already", where=str(train.path),
@@ -263,10 +265,10 @@ def is_block_file(path: str) -> bool:
 def _feature_config(train: list[str], work: Path, options: RawDataOptions) -> Path:
     """Writes the feature config in effect, and says so if it is a proposal."""
     if options.feature_config is not None:
-        config = load_config(FeatureConfig, options.feature_config)
+        config = _grouped(load_config(FeatureConfig, options.feature_config), options)
         text = feature_text(_weighted(config, options).dumped())
     else:
-        text = propose(train)
+        text = propose(train, options.group)
         if options.example_weights:
             values = yaml.safe_load(text)
             text = feature_text(_weighted(FeatureConfig.model_validate(values), options).dumped())
@@ -276,6 +278,12 @@ def _feature_config(train: list[str], work: Path, options: RawDataOptions) -> Pa
     with atomic_write(path, "w") as file:
         file.write(text)
     return path
+
+
+def _grouped(config: FeatureConfig, options: RawDataOptions) -> FeatureConfig:
+    if options.group is None:
+        return config
+    return FeatureConfig.model_validate(config.model_dump(mode="json") | {"group": options.group})
 
 
 def _weighted(config: FeatureConfig, options: RawDataOptions) -> FeatureConfig:

@@ -27,6 +27,8 @@ from tml.projects.light_ranker.models.mlp import WATCH_TIME
 from tml.projects.light_ranker.serving.session import open_graph
 
 Outputs = dict[str, NDArray[np.float32]]
+# Of the probability before the calibration: what the order of float32 sums may make of it.
+_ROUNDING = 1e-5
 
 
 class ExportedGraph:
@@ -90,8 +92,9 @@ def compare(
 
     Returns:
         `num_rows`; `probability`, `logit` and, if it is predicted, `watch_time` (of log(1 + seconds)): largest
-        absolute differences; `beyond_calibration`: by how much a probability leaves the band of calibrated values of
-        raw probabilities within 1e-5, as a steep calibration turns rounding into something that can be seen.
+        absolute differences; `beyond_calibration`, which the limit judges: by how much a probability leaves the band of
+        calibrated values of raw probabilities within 1e-5, as a steep calibration turns rounding into something that
+        can be seen.
     """
     found = {"num_rows": 0.0, PROBABILITY: 0.0, "beyond_calibration": 0.0}
     for rows in samples:
@@ -121,6 +124,17 @@ def refuse_difference(found: dict[str, float], limit: float, where: object) -> N
             )  # fmt: skip
 
 
+def described(found: dict[str, float], limit: float, isotonic: Isotonic | None) -> str:
+    """What `compare` found, in a sentence that says what the limit is held against."""
+    near = f"probabilities within {found[PROBABILITY]:.1e} of the trainer's over {found['num_rows']:,.0f} rows"
+    if isotonic is None:
+        return f"{near} (limit {limit:.0e})"
+    return (
+        f"{near}, where steps of the isotonic calibration show a rounding of {_ROUNDING:.0e} before them; "
+        f"{found['beyond_calibration']:.1e} beyond that (limit {limit:.0e})"
+    )
+
+
 def auc_of(graph: ExportedGraph, samples: Iterable[CheckRows], label: int) -> float:
     """Weighted area under the ROC curve over rows with labels, by logit; NaN if a class is missing."""
     columns: list[tuple[Sequence[float], ...]] = [
@@ -142,7 +156,7 @@ def _widen(found: dict[str, float], expected: Outputs, scores: Outputs, isotonic
         # NaN compares as false everywhere, so it has to become a difference itself.
         difference = np.nan_to_num(np.abs(values.astype(np.float64) - expected[name]), nan=np.inf)
         found[name] = max(found.get(name, 0.0), float(difference.max(initial=0.0)))
-    low, high = (_calibrated(isotonic, expected["raw"] + step) for step in (-1e-5, 1e-5))
+    low, high = (_calibrated(isotonic, expected["raw"] + step) for step in (-_ROUNDING, _ROUNDING))
     outside = np.maximum(low - scores[PROBABILITY], scores[PROBABILITY] - high)
     outside = np.nan_to_num(outside, nan=np.inf)
     found["beyond_calibration"] = max(found["beyond_calibration"], float(outside.max(initial=0.0)))

@@ -132,10 +132,7 @@ def export_ranker(
                 _made_with(),
             ),
         )
-    logger.info(
-        "exported to %s: probabilities within %.1e of the trainer's over %d rows",
-        out_dir, found["probability"], found["num_rows"],
-    )  # fmt: skip
+    logger.info("exported to %s: %s", out_dir, check.described(found, settings.max_abs_difference, calibration))
     return Path(out_dir)
 
 

@@ -197,9 +197,9 @@ def _kind(profile: Profile) -> dict[str, Any]:
         return {"kind": "vector", "dim": profile.length}
     if profile.kind == "ids":
         separator = {"separator": profile.separator} if profile.separator else {}
-        return {"kind": "ids", "max_length": min(50, profile.length), **separator, **_vocabulary(profile)}
+        return {"kind": "ids", "max_length": min(50, profile.length), **separator, **_ids(profile)}
     if profile.kind in ("text", "bool", "time") or (profile.kind == "int" and _looks_like_ids(profile)):
-        return {"kind": "categorical", **_vocabulary(profile)}
+        return {"kind": "categorical", **_ids(profile)}
     return {"kind": "continuous"}
 
 
@@ -213,8 +213,10 @@ def _looks_like_ids(profile: Profile) -> bool:
     return bool(low >= 0 and high > 1_000 and np.median(profile.numbers) > 0.2 * high)
 
 
-def _vocabulary(profile: Profile) -> dict[str, Any]:
-    return {"vocabulary": {"min_count": 2}} if profile.num_distinct > _MANY else {}
+def _ids(profile: Profile) -> dict[str, Any]:
+    """Their type, where a text file does not tell it, and which of them are known."""
+    found: dict[str, Any] = {"type": "int"} if profile.is_integer_text else {}
+    return found | ({"vocabulary": {"min_count": 2}} if profile.num_distinct > _MANY else {})
 
 
 def _described(profile: Profile) -> str:

@@ -116,8 +116,8 @@ class _Preparation:
         ]
         self.inputs.check_unchanged()
         meta = {**_summary(encoder, counts), "vocabularies": vocabularies, "plan": plan}
-        splits = [split for split in SPLITS if meta["splits"][split]["rows"]]
-        write_text(self.result / "config.yaml", starter_config(self.workspace.out, encoder.spec, splits))
+        num_rows = {split: int(meta["splits"][split]["rows"]) for split in SPLITS}
+        write_text(self.result / "config.yaml", starter_config(self.workspace.out, encoder.spec, num_rows))
         return meta
 
     def _encoder(self, vocabularies: dict[str, Any]) -> Encoder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -30,6 +30,7 @@ class Profile:
         length: of vectors; of lists the length that 95 % do not exceed.
         separator: between the ids of a text.
         examples: a few values.
+        is_integer_text: every value, or item of a list, is text that is just how a whole number is written.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Profile:
     length: int = 0
     separator: str | None = None
     examples: tuple[str, ...] = ()
+    is_integer_text: bool = False
 
     @property
     def is_binary(self) -> bool:
@@ -82,7 +84,8 @@ def _text_profile(name: str, present: pa.Array, null_share: float) -> Profile:
     head = present.slice(0, _ROWS_FOR_SEPARATOR).to_pylist()
     if all(parse_number(text) is not None for text in head):
         try:
-            return _number_profile(name, present.cast(pa.float64()), null_share)
+            numbers = _number_profile(name, present.cast(pa.float64()), null_share)
+            return replace(numbers, is_integer_text=_is_integer_text(present))
         except pa.ArrowInvalid:
             pass
     for separator in _SEPARATORS:
@@ -90,7 +93,8 @@ def _text_profile(name: str, present: pa.Array, null_share: float) -> Profile:
         items = {item for text in head for item in text.split(separator)}
         if share > 0.2 and len(items) < 0.5 * sum(text.count(separator) + 1 for text in head):
             lists = pc.split_pattern(present, pattern=separator)
-            return _list_profile(name, lists, null_share, separator)
+            found = _list_profile(name, lists, null_share, separator)
+            return replace(found, is_integer_text=_is_integer_text(lists.flatten()))
     return Profile(name, "text", null_share, pc.count_distinct(present).as_py(), np.empty(0), examples=_shown(present))
 
 
@@ -102,6 +106,11 @@ def _list_profile(name: str, present: pa.Array, null_share: float, separator: st
     distinct = pc.count_distinct(items).as_py()
     length = max(1, int(np.quantile(lengths, 0.95, method="higher")))
     return Profile(name, "ids", null_share, distinct, np.empty(0), length, separator, _shown(items))
+
+
+def _is_integer_text(texts: pa.Array) -> bool:
+    """Whether text and number are one to one: 7 is, 007 and +7 are not, as they would become the same id as 7."""
+    return bool(pc.all(pc.match_substring_regex(texts, r"^(0|-?[1-9][0-9]{0,17})$")).as_py())
 
 
 def _shown(values: pa.Array) -> tuple[str, ...]:

@@ -276,6 +276,7 @@ def test_a_ranking_loss_keeps_groups_together():
     found = params("--loss_function listnet").settings
     assert found == {"loss.ranking": {"kind": "listnet"}, "train_data.shuffle": False}
     assert params("--loss_function pointwise").settings == {}
+    assert (params("--group request_id").group, params("--loss_function listnet").group) == ("request_id", None)
 
 
 def test_engagements_have_weights():

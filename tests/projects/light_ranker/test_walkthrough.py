@@ -26,7 +26,7 @@ EXPORT = "runs/mine/export"
 # The ids of a text file are strings, unless features.yaml says `type: int`.
 REQUEST = {
     "user": {"user_id": "u5", "country": "country2", "interests": ["topic1", "topic5"]},
-    "candidates": [{"item_id": "1000003", "topics": ["topic1"], "quality": 0.4}, {"item_id": "1000010"}, {}],
+    "candidates": [{"item_id": 1000003, "topics": ["topic1"], "quality": 0.4}, {"item_id": 1000010}, {}],
     "top_k": 2,
 }
 

@@ -69,6 +69,42 @@ def test_text_files_are_understood_without_types(tmp_path: Path):
     assert others["labels"][0] == {"name": "click", "kind": "binary"}
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("item_id", ["17", "4", "17", "0", "-3"], {"kind": "categorical", "type": "int"}),
+        ("zip_code", ["01067", "1067", "80331", "2", "3"], {"kind": "categorical"}),
+        ("item_id", ["1.0", "2.0", "1.0", "2.0", "1.0"], {"kind": "categorical"}),
+        ("item_id", ["a", "4", "a", "0", "3"], {"kind": "categorical"}),
+        ("tags", ["1|2", "2|1", "1", "2|2|1", "1|1"], {"kind": "ids", "type": "int", "separator": "|"}),
+        ("tags", ["01|2", "2|1", "1", "2|2|1", "1|1"], {"kind": "ids", "separator": "|"}),
+    ],
+)
+def test_whole_numbers_of_a_text_file_are_integer_ids_unless_two_texts_would_become_one(
+    tmp_path: Path, name: str, values: list[str], expected: dict[str, str]
+):
+    lines = [f"{value},{click}" for value, click in zip(values * 4, [0, 1] * 10, strict=True)]
+    (tmp_path / "t.csv").write_text("\n".join([f"{name},click", *lines]) + "\n")
+    features, _, _ = proposal(tmp_path / "t.csv")
+    found = {key: features[name][key] for key in ("kind", "type", "separator") if key in features[name]}
+    assert found == expected
+
+
+def test_integer_ids_of_a_text_file_are_those_of_a_typed_table(tmp_path: Path):
+    ids, clicks = [5, 9, 5, 1_000_000_007] * 5, [0, 1] * 10
+    (tmp_path / "t.csv").write_text("item_id,click\n" + "".join(f"{i},{c}\n" for i, c in zip(ids, clicks, strict=True)))
+    write_table(tmp_path / "t.parquet", item_id=np.array(ids), click=np.array(clicks))
+    for suffix in ("csv", "parquet"):
+        folder = tmp_path / suffix
+        folder.mkdir()
+        path = str(tmp_path / f"t.{suffix}")
+        run(folder, yaml.safe_load(propose([path])), path)
+    of_csv, of_parquet = rows(tmp_path / "csv", "train"), rows(tmp_path / "parquet", "train")
+    assert of_csv.keys() == of_parquet.keys()
+    for column in of_csv:
+        np.testing.assert_array_equal(of_csv[column], of_parquet[column])
+
+
 N = 400
 RNG = np.random.default_rng(0)
 CLICKED = RNG.integers(0, 2, N)

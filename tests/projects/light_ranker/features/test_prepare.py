@@ -22,6 +22,7 @@ from tml.projects.light_ranker.features import rows as rows_module
 from tml.projects.light_ranker.features import tables
 from tml.projects.light_ranker.features.encoder import Encoder
 from tml.projects.light_ranker.features.spec import FeatureSpec
+from tml.projects.light_ranker.features.starter import batch_size_for
 
 USER = {"name": "user", "kind": "categorical", "side": "user"}
 TOPICS = {"name": "topics", "kind": "ids", "side": "candidate", "max_length": 2}
@@ -313,6 +314,16 @@ def test_the_starter_config_is_a_valid_config(tmp_path: Path):
     assert (config.loss.click_label, config.loss.watch_time_label) == ("clicked", "ms")
     assert config.features_dir == str(tmp_path / "out")
     assert (config.validation_data is not None, config.test_data) == (True, None)
+    assert config.train_data.global_batch_size == 32
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "batch_size"),
+    [(1, 32), (1_599, 32), (3_199, 32), (3_200, 64), (150_000, 2_048), (204_800, 4_096), (10**8, 4_096)],
+)
+def test_the_starter_batch_size_gives_an_epoch_enough_steps(num_rows: int, batch_size: int):
+    assert batch_size_for(num_rows) == batch_size
+    assert num_rows // batch_size >= 50 or batch_size == 32
 
 
 def test_rows_are_drawn_evenly_and_apart_for_each_purpose():

@@ -123,7 +123,7 @@ def test_a_changed_input_is_another_plan(tmp_path: Path):
     inputs = _inputs(tmp_path)
     run(tmp_path, CONFIG, inputs, **SETTINGS)
     write_table(tmp_path / "1.parquet", user=[1, 2], age=[0.1, 0.2], click=[0, 1])
-    with pytest.raises(ConfigError, match=r"files\.train\[1\]\.size"):
+    with pytest.raises(ConfigError, match=r"files\.train\.1\.size"):
         run(tmp_path, CONFIG, inputs, **SETTINGS)
 
 
