@@ -198,6 +198,18 @@ def _quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
+def check_compiler() -> Finding:
+    """The kernels of one CPU process can be compiled; without them the same work takes longer."""
+    from tml.common.modules.row_kernel import SOURCE
+    from tml.common.native.compiler import compiled
+
+    if os.environ.get("TML_NATIVE") == "0":
+        return Finding("CPU kernels", "note", "switched off by TML_NATIVE=0")
+    if compiled(SOURCE) is None:
+        return Finding("CPU kernels", "note", "no C++ compiler: training on a CPU is slower", "install g++, or set CXX")
+    return Finding("CPU kernels", "ok", "compiled for this processor")
+
+
 def check_shared_memory(folder: str = "/dev/shm", wanted: int = GIB) -> Finding:
     """Room for what ranks on one machine share."""
     if not os.path.isdir(folder):
@@ -250,7 +262,7 @@ def _machine_has_gpu() -> bool:
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
-    check_python, check_triple, check_pins, check_imports, check_sharded_step,
+    check_python, check_triple, check_pins, check_imports, check_sharded_step, check_compiler,
     check_shared_memory, check_memory_and_cores, check_accelerator,
 )  # fmt: skip
 

@@ -126,3 +126,13 @@ def test_one_failure_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for text in ("ok    a", "note  b", "look at b", "fail  c", "broken", "mend c"):
         assert text in printed
+
+
+def test_a_machine_without_a_compiler_can_train_and_is_told_what_it_misses(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tml.common.native import compiler
+
+    monkeypatch.setattr(compiler, "compiled", lambda source: None)
+    finding = doctor.check_compiler()
+    assert finding.status == "note"
+    assert finding.fix is not None
+    assert "g++" in finding.fix

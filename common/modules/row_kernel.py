@@ -26,7 +26,7 @@ from tml.common.modules.table_layout import FusedKind, FusedOptimizerSpec
 from tml.common.native.compiler import compiled
 from tml.common.profiling import phase
 
-_SOURCE = Path(native.__file__).with_name("rows.cpp")
+SOURCE = Path(native.__file__).with_name("rows.cpp")
 # The numbers of the rules in rows.cpp.
 _KINDS: tuple[FusedKind, ...] = ("sgd", "adagrad", "rowwise_adagrad")
 
@@ -51,7 +51,7 @@ class RowKernel(nn.Module):
         super().__init__()
         self._kind, self._eps, self._learning_rate = optimizer.kind, optimizer.eps, optimizer.learning_rate
         # Ids and places share a word there.
-        self._library = compiled(_SOURCE) if num_rows < 1 << 32 else None
+        self._library = compiled(SOURCE) if num_rows < 1 << 32 else None
         self.register_buffer("weight", torch.zeros(num_rows, dim), persistent=False)
         shapes = {"sgd": None, "adagrad": (num_rows, dim), "rowwise_adagrad": (num_rows,)}
         shape = shapes[optimizer.kind]

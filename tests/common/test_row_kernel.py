@@ -31,7 +31,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     """Every test of this file runs on the compiled kernel and on torch's operations."""
     if request.param == "operations":
         monkeypatch.setattr(row_kernel, "compiled", lambda source: None)
-    elif row_kernel.compiled(row_kernel._SOURCE) is None:
+    elif row_kernel.compiled(row_kernel.SOURCE) is None:
         pytest.skip("no C++ compiler here")
 
 
