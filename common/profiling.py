@@ -21,12 +21,21 @@ Phase = Literal[
     "read", "copy", "exchange", "forward", "lookup", "scores", "loss", "scores+loss", "check", "backward", "update"
 ]
 
+_OPERATOR_PREFIX = "tml::"
+
 _NOTHING = nullcontext()
 
 
 def phase(name: Phase) -> AbstractContextManager[None]:
     """Mark what is done inside as this phase, on this thread. Without a profiler it is one look at a flag."""
+    return _mark(PREFIX + name)
+
+
+def kernel(name: str) -> AbstractContextManager[None]:
+    """Mark what is done inside as an operator of ours, `tml::name`: a call of compiled code, not Python's own time."""
+    return _mark(_OPERATOR_PREFIX + name)
+
+
+def _mark(name: str) -> AbstractContextManager[None]:
     # torch keeps the flag for just this use; it is set while any of its profilers runs.
-    if autograd_profiler._is_profiler_enabled:
-        return autograd_profiler.record_function(PREFIX + name)
-    return _NOTHING
+    return autograd_profiler.record_function(name) if autograd_profiler._is_profiler_enabled else _NOTHING

@@ -43,7 +43,8 @@ class PhaseTime:
         name: of the phase.
         ms: milliseconds of the thread that trains (or of the other thread, in `StepProfile.background`).
         share: of the step, 0 to 1.
-        operator_ms: those of `ms` that were spent inside torch's operators; the rest is Python and its libraries.
+        operator_ms: those of `ms` that were spent inside operators, torch's and those marked as kernels; the rest is
+            Python and its libraries.
         device_ms: milliseconds of the GPU on kernels and copies that this phase launched; None without a GPU. They may
             run later than the phase, and several at a time.
     """
