@@ -199,15 +199,16 @@ def _batch_that_fits(build: BuildWorkload, work: Workload, cluster: Cluster) -> 
 
 def _faster(work: Workload, cluster: Cluster, time: StepTime) -> Iterator[str]:
     """What the longest lane could do without."""
-    if time.bottleneck.lane == "batches":
-        yield (
-            "batches are made by one thread of each rank: until they are made by more, or in less time, faster devices "
-            "change nothing"
-        )
-    rows = step_time(work, cluster, rows_only_exchanges(work, cluster))
-    saved = time.seconds - rows.seconds
-    if saved > _WORTH_SAYING * time.seconds:
-        yield (
-            "row-wise bags carry partial sums of all ranks' look-ups; if only the rows asked for travelled "
-            f"(EmbeddingCollection), a step would take {rows.seconds * 1e3:.3g} ms instead of {time.seconds * 1e3:.3g}"
-        )
+    if time.bottleneck.resource == "host cores" and time.bottleneck.lane != "device":
+        device = time.lane("device") * 1e3
+        yield f"the hosts cannot keep up: a step of the devices takes {device:.3g} ms"
+        if time.bottleneck.name == "read and decode":
+            yield "every rank decodes the rows of all ranks: more ranks do not shorten this"
+    if cluster.num_ranks > 1:
+        rows = step_time(work, cluster, rows_only_exchanges(work, cluster))
+        if time.seconds - rows.seconds > _WORTH_SAYING * time.seconds:
+            yield (
+                "row-wise bags carry partial sums of all ranks' look-ups; if only the rows asked for travelled "
+                f"(EmbeddingCollection), a step would take {rows.seconds * 1e3:.3g} ms instead of "
+                f"{time.seconds * 1e3:.3g}"
+            )

@@ -71,7 +71,8 @@ def _measure_rates(work: Workload, rates: DeviceRates) -> DeviceRates:
         name="this machine",
         memory_bandwidth=bandwidth,
         fp32_flops=fp32,
-        tf32_flops=bf16,
+        # Without instructions for it, nothing takes the shorter type by itself.
+        tf32_flops=max(fp32, bf16),
         bf16_flops=bf16,
         host_link=bandwidth,
         memory_efficiency=1.0,

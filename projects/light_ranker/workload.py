@@ -112,7 +112,8 @@ class _Model:
 def _mlp(config: MlpConfig, slots: MlpSlots, num_rows: int, num_heads: int, sharded: bool) -> _Model:
     pretrained = {feature: read_pretrained(feature).shape for feature in slots.pretrained}
     num_embeddings, dim = len(slots.own) + len(slots.binned), config.embedding_dim
-    numbers = 2 * sum(feature.keep_value for feature in slots.spec.continuous) + slots.spec.num_vector_values
+    numbers = sum(2 * feature.keep_value + feature.num_pieces for feature in slots.spec.continuous)
+    numbers += slots.spec.num_vector_values
     width = num_embeddings * dim + numbers + sum(shape[1] for shape in pretrained.values())
     products, interacting, width = _interaction(config, num_embeddings, numbers, width, num_heads)
     sizes = [width, *config.hidden_sizes, num_heads]
@@ -184,6 +185,6 @@ def _encoded_row_bytes(spec: FeatureSpec) -> int:
 def _batch_row_bytes(spec: FeatureSpec) -> int:
     """Ids with the length of their bag, masks, numbers, labels, weight, group, and whether the row is real."""
     mask = 4 * spec.num_slots if any(feature.num_slots > 1 for feature in spec.ids) else 0
-    binned = sum(feature.discretizer is not None for feature in spec.continuous)
+    binned = sum(feature.has_bin_ids for feature in spec.continuous)
     ids = 12 * (spec.num_slots + binned)
     return ids + mask + 4 * (len(spec.continuous) + spec.num_vector_values + len(spec.labels)) + 13

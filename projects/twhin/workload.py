@@ -33,7 +33,6 @@ from tml.projects.twhin.data.chunks import ChunkAssembler, ChunkedEdges, ChunkSh
 from tml.projects.twhin.data.dataset import EDGE_COLUMNS, chunk_shape, edge_files, num_blocks
 from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema
 from tml.projects.twhin.models.build import edge_schema
-from tml.projects.twhin.models.chunk_kernel import ChunkKernel
 from tml.projects.twhin.tables import table_layout
 
 
@@ -67,6 +66,8 @@ _OF_REGULARIZER = {"l2": _Passes(0, 40, 0, 60), "n3": _Passes(0, 150, 0, 131)}
 # What lies in memory at once, in the same units.
 _PEAK_OF_COMPARATOR = {"dot": (1.1, 2.0, 1.1), "l2": (7.5, 7.0, 3.7), "cosine": (8.3, 8.5, 4.0)}
 _PEAK_OF_OPERATOR = {"identity": 0.0, "translation": 0.6, "diagonal": 5.0, "complex_diagonal": 6.6}
+# Rows of whole vectors of so many floats have a compiled head on a processor.
+_VECTOR = 16
 # On a processor torch's operations work on parts that fit the last cache, which is so much cheaper than memory.
 _LAST_CACHE = 0.4
 # Look-up, its backward, the relations' optimizer, metrics and checks.
@@ -116,7 +117,8 @@ def build_workload(config: TwhinConfig, num_ranks: int, device_type: str, global
     num_ids = chunks * 2 * shape.num_nodes_of_side
     of_rank = edges * accumulated // num_ranks
     pairs = 2 * chunks * shape.size * shape.num_candidates
-    is_compiled = device_type == "cpu" and not config.runtime.enable_amp and has_compiled_head(config.model, shape)
+    is_compiled = _is_compiled(config, device_type)
+    shared = _shared_candidates(config.model, shape, sample.batch) if is_compiled else 0.0
     return Workload(
         project="twhin",
         unit="edges",
@@ -124,7 +126,7 @@ def build_workload(config: TwhinConfig, num_ranks: int, device_type: str, global
         global_batch=edges * accumulated,
         layout=layout,
         num_ids=num_ids,
-        head=_head(config.model, shape, chunks, is_compiled, sharded=num_ranks > 1 or device_type != "cpu"),
+        head=_head(config.model, shape, chunks, _Kind(is_compiled, shared, num_ranks > 1 or device_type != "cpu")),
         dense=(_relations(config.model),),
         host=HostWork(
             batch_bytes=scale * batch_bytes(sample.batch),
@@ -134,14 +136,23 @@ def build_workload(config: TwhinConfig, num_ranks: int, device_type: str, global
             make=sample.make,
             made_share=1 / scale,
         ),
-        matmul="fp32" if is_compiled else matmul_type(config.runtime),
+        matmul=matmul_type(config.runtime),
         num_prefetch_batches=config.runtime.num_prefetch_batches,
         overlaps_ids=overlaps_ids(config.runtime, num_ranks, device_type),
         checkpoint_copies=int(config.training.checkpoint_async),
     )
 
 
-def _head(model: ModelConfig, shape: ChunkShape, chunks: int, is_compiled: bool, sharded: bool) -> HeadWork:
+@dataclass(frozen=True)
+class _Kind:
+    """Which head it is: compiled for a processor, with a share of candidates' scores made once; tables sharded."""
+
+    is_compiled: bool
+    shared_candidates: float
+    is_sharded: bool
+
+
+def _head(model: ModelConfig, shape: ChunkShape, chunks: int, kind: _Kind) -> HeadWork:
     dim = model.embeddings.tables[0].embedding_dim
     per_operator = [relation.operator for relation in model.relations]
     # Relations are taken to be equally frequent: the dearest operator counts with its share of them.
@@ -149,40 +160,55 @@ def _head(model: ModelConfig, shape: ChunkShape, chunks: int, is_compiled: bool,
     if model.regularization is not None:
         passes += _OF_REGULARIZER[model.regularization.kind]
     ends = passes.ends + sum(_OF_OPERATOR[name].ends for name in per_operator) / len(per_operator)
-    kinds = set(per_operator)
-    operations = sum(passes.operations + _OF_OPERATOR[kind].operations for kind in kinds)
+    names = set(per_operator)
+    operations = sum(passes.operations + _OF_OPERATOR[name].operations for name in names)
     score_bytes = 4.0 * chunks * shape.size * shape.num_candidates
     end_bytes = 4.0 * chunks * shape.size * dim
     candidate_bytes = 4.0 * chunks * shape.num_candidates * dim
     of_scores, of_ends, of_candidates = _PEAK_OF_COMPARATOR[model.comparator]
-    of_ends += max(_PEAK_OF_OPERATOR[kind] for kind in kinds)
+    of_ends += max(_PEAK_OF_OPERATOR[name] for name in names)
     memory_bytes = passes.scores * score_bytes + ends * end_bytes + passes.candidates * candidate_bytes
     # Compiled for a processor, rows are read and their gradient is written (which reads it first), no more.
     row_bytes = 3 * 4.0 * chunks * 2 * shape.num_nodes_of_side * dim
     return HeadWork(
-        flops=_num_products(model) * 2.0 * chunks * shape.size * shape.num_candidates * dim,
+        flops=(_num_products(model) - 3.0 * kind.shared_candidates)
+        * 2.0
+        * chunks
+        * shape.size
+        * shape.num_candidates
+        * dim,
         memory_bytes=memory_bytes,
-        cached_bytes=row_bytes if is_compiled else row_bytes + _LAST_CACHE * memory_bytes,
-        num_scores=2.0 * chunks * shape.size * shape.num_candidates if is_compiled else 0.0,
-        num_operations=operations + _OPERATIONS_AROUND + (_OPERATIONS_OF_SHARDING if sharded else 0),
+        cached_bytes=row_bytes if kind.is_compiled else row_bytes + _LAST_CACHE * memory_bytes,
+        num_scores=2.0 * chunks * shape.size * shape.num_candidates if kind.is_compiled else 0.0,
+        num_operations=operations + _OPERATIONS_AROUND + (_OPERATIONS_OF_SHARDING if kind.is_sharded else 0),
         activation_bytes=of_scores * score_bytes + of_ends * end_bytes + of_candidates * candidate_bytes,
         product=(min(chunks, 256), shape.size, dim, shape.num_candidates),
     )
 
 
-def has_compiled_head(model: ModelConfig, shape: ChunkShape) -> bool:
-    """Whether `TwhinHead` has its compiled kernel on a processor of this machine's kind."""
-    plain = model.comparator == "dot" and model.regularization is None
-    return plain and ChunkKernel.can_run(shape, model.embeddings.tables[0].embedding_dim)
+def _is_compiled(config: TwhinConfig, device_type: str) -> bool:
+    """Whether the head of a rank is the compiled one of a processor, as `TwhinHead` decides it for small chunks."""
+    model, dim = config.model, config.model.embeddings.tables[0].embedding_dim
+    plain = model.comparator == "dot" and not config.runtime.enable_amp
+    return device_type == "cpu" and plain and dim % _VECTOR == 0
 
 
 def _num_products(model: ModelConfig) -> float:
-    """Products of a step, by the mean over relations: three a side; where norms of moved candidates are needed, three
-    more of the left-hand side."""
+    """Products of a step's two sides, by the mean over relations: three a side; where norms of moved candidates are
+    needed, three more of the left-hand side."""
     if model.comparator == "dot" or model.reciprocal_relations:
         return 6.0
     moving = sum(relation.operator != "identity" for relation in model.relations)
     return 6.0 + 3.0 * moving / len(model.relations)
+
+
+def _shared_candidates(model: ModelConfig, shape: ChunkShape, batch: ChunkedEdges) -> float:
+    """The share of a chunk's candidates whose scores the compiled head makes once for both sides: the endpoints, in
+    chunks of one relation."""
+    if model.reciprocal_relations or shape.num_in_batch < shape.size:
+        return 0.0
+    of_one_relation = float((batch.rel == batch.rel[:, :1]).all(1).float().mean())
+    return of_one_relation * shape.num_in_batch / shape.num_candidates
 
 
 def _relations(model: ModelConfig) -> DenseParameters:

@@ -14,7 +14,6 @@ from tml.projects.light_ranker.data.dataset import RankerDataset, Share
 from tml.projects.light_ranker.models.build import build_model, build_slots
 from tml.projects.light_ranker.workload import build_workload, count_examples
 
-BOUNDARIES = {"age": [1.0, 2.0, 4.0], "likes": [0.5, 3.0], "rate": [2.0, 3.0], "hour": [1.0]}
 INTERACTIONS = [None, {"kind": "dot"}, {"kind": "cross", "rank": 3}, {"kind": "fwfm"}]
 
 
@@ -28,7 +27,8 @@ def _run_parts(data: TinyData, config):
     names = [feature.name for feature in data.spec.continuous]
     transforms = [feature.transform for feature in data.spec.continuous]
     ones = torch.ones(len(names), dtype=torch.float64)
-    calibration = Calibration(Normalizer(names, transforms, ones, ones, ones), BOUNDARIES, "test")
+    boundaries = {name: [1.0, 2.0] for name in names}
+    calibration = Calibration(Normalizer(names, transforms, ones, ones, ones), boundaries, "test")
     slots = build_slots(config, data.spec, calibration, "cpu")
     batches = RankerDataset(config.train_data, data.spec, slots, Share(config.train_data.batch_size(1)))
     return build_model(config, slots, calibration, torch.device("cpu")), next(iter(batches))

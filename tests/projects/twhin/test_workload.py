@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.projects.twhin.tiny import TinyGraph, config_of, tables, tiny_settings, write_graph
+from tml.common.device import ACCELERATOR_TYPE
 from tml.common.errors import ConfigError
 from tml.core.planning.cluster import Cluster
 from tml.core.planning.plan import make_plan
@@ -50,7 +51,7 @@ def test_operations_are_those_that_torch_counts(graph, model, monkeypatch):
     plain = tiny_settings(graph, "unused")["model"]["relations"]
     relations = [relation | {"operator": "translation"} for relation in plain]
     config = _config(graph, model={**model, "relations": relations})
-    work = build_workload(config, 1, "cpu")
+    work = build_workload(config, 1, ACCELERATOR_TYPE)  # by torch's operations, as without the compiled head
     with FlopCounterMode(display=False) as counter:
         loss, _ = _model(config)(work.host.make())
         loss.backward()
@@ -100,16 +101,18 @@ def test_accumulated_batches_are_one_step(graph):
     assert (twice.global_batch, twice.num_ids) == (2 * once.global_batch, 2 * once.num_ids)
 
 
-def test_a_compiled_head_keeps_scores_in_the_cache(graph, monkeypatch):
+def test_a_compiled_head_keeps_scores_in_the_cache(graph):
     config = _config(graph)
-    monkeypatch.setattr(ChunkKernel, "can_run", lambda *_: True)
-    compiled = build_workload(config, 1, "cpu").head
-    monkeypatch.setattr(ChunkKernel, "can_run", lambda *_: False)
-    plain = build_workload(config, 1, "cpu").head
-    assert compiled.cached_bytes < plain.cached_bytes
-    assert compiled.num_scores > 0 == plain.num_scores
+    compiled, plain = (build_workload(config, 1, device).head for device in ("cpu", ACCELERATOR_TYPE))
+    amp = build_workload(_config(graph, runtime={"enable_amp": True}), 1, "cpu").head
+    assert compiled.cached_bytes < amp.cached_bytes < amp.memory_bytes == plain.memory_bytes
+    assert compiled.num_scores > 0 == amp.num_scores
+    # Chunks of one relation score their endpoints once for both sides: 20 of 40 candidates here.
+    assert 0.75 * plain.flops <= compiled.flops < plain.flops == amp.flops
+    reciprocal = build_workload(_config(graph, model={"reciprocal_relations": True}), 1, "cpu").head
+    assert reciprocal.flops == plain.flops
     regularized = _config(graph, model={"regularization": {"kind": "n3", "weight": 0.1}})
-    assert build_workload(regularized, 1, "cpu").head.memory_bytes > plain.memory_bytes
+    assert build_workload(regularized, 1, ACCELERATOR_TYPE).head.memory_bytes > plain.memory_bytes
 
 
 def test_an_optimizer_that_processors_lack_is_refused_there_alone(graph):
