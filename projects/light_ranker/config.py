@@ -54,6 +54,14 @@ class MlpConfig(BaseConfig):
         description="separate: a logit for the click and an output for the watch time. single_output: one output is "
         "both, as in the first design.",
     )
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the hidden units that a training step leaves out of each row."
+    )
+    wide: bool = Field(
+        default=False,
+        description="A linear model of the whole input, added to each output: the effect of an id is learnt sooner "
+        "than through hidden layers (Wide & Deep, arXiv 1606.07792). Costs one unit of the first layer an output.",
+    )
     interaction: InteractionConfig | None = Field(default=None, description="None by default.")
     table_optimizer: OptimizerConfig = Field(
         default_factory=_optimizer("rowwise_adagrad", 0.05),

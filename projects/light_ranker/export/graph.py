@@ -22,7 +22,7 @@ from tml.projects.light_ranker.export.outputs import GraphIsotonic, Seconds
 from tml.projects.light_ranker.export.sides import SideInput, SideLookup, SidePooling, bins_of, pooled, slots_of
 from tml.projects.light_ranker.features.spec import FeatureSpec, IdFeature, Side
 from tml.projects.light_ranker.models.interactions import DotProducts, FieldWeightedProducts
-from tml.projects.light_ranker.models.mlp import CLICK, WATCH_TIME, MlpRanker
+from tml.projects.light_ranker.models.mlp import CLICK, WATCH_TIME, MlpRanker, split_wide
 
 SIDES: tuple[Side, ...] = ("user", "candidate")
 TABLE = "table"
@@ -124,7 +124,7 @@ class MlpGraph(ServingGraph):
             self.register_buffer("user_weight", weight[:, order["user"]].clone())
             self.register_buffer("candidate_weight", weight[:, order["candidate"]].clone())
         self.register_buffer("bias", first.bias.detach().clone())
-        self.hidden = model.hidden[1:]
+        self.hidden, self.num_wide = model.hidden[1:], model.head.num_wide
         self.click_head = model.heads[CLICK]
         self.watch_head = model.heads[WATCH_TIME] if len(model.heads) > 1 else None
         objective = model.head.objective
@@ -136,9 +136,13 @@ class MlpGraph(ServingGraph):
         """Probabilities, logits and, if the model predicts them, watch times in seconds."""
         of_user = None if user is None else self.user(self, user)
         of_candidate = self.candidate(self, candidate)
-        hidden = self.hidden(self._first_layer(of_user, of_candidate))
+        hidden, wide = split_wide(self._first_layer(of_user, of_candidate), self.num_wide)
+        hidden = self.hidden(hidden)
         click = self.click_head(hidden).squeeze(1)
         watch = click if self.watch_head is None else self.watch_head(hidden).squeeze(1)
+        if wide is not None:
+            click = click + wide[:, 0]
+            watch = click if self.watch_head is None else watch + wide[:, 1]
         if self.fwfm is not None:
             products = self._weighted_products(of_user, of_candidate)
             click = click + self.fwfm.factors[CLICK] * products

@@ -83,7 +83,10 @@ class RankerHead(nn.Module):
             config.interaction, num_embeddings, self.embedding_dim, self.inputs.num_columns, width, names
         )
         self.num_columns = width + (self.interaction.output_size if isinstance(self.interaction, DotProducts) else 0)
-        self.hidden = _hidden_layers(self.num_columns, config.hidden_sizes)
+        self.num_wide = len(names) if config.wide else 0
+        self.hidden = _hidden_layers(self.num_columns, config.hidden_sizes, self.num_wide, config.dropout)
+        if self.num_wide:
+            _init_wide(self.hidden[0], self.num_wide, num_embeddings, self.embedding_dim)  # type: ignore[arg-type]
         self.heads = nn.ModuleDict({name: nn.Linear(config.hidden_sizes[-1], 1) for name in names})
 
     def forward(self, rows: Tensor | None, batch: RankerBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -135,21 +138,27 @@ class RankerHead(nn.Module):
         products = None
         if isinstance(self.interaction, FieldWeightedProducts):
             products = self.interaction(x[:, : embeddings[0].numel()])
-        return self.predict(self.hidden(x), products)
+        first, *others = self.hidden
+        hidden, wide = split_wide(first(x), self.num_wide)
+        for layer in others:
+            hidden = layer(hidden)
+        return self.predict(hidden, wide, products)
 
-    def predict(self, hidden: Tensor, products: Tensor | None = None) -> dict[str, Tensor]:
+    def predict(self, hidden: Tensor, wide: Tensor | None = None, products: Tensor | None = None) -> dict[str, Tensor]:
         """Outputs of the heads `[B]` each, computed in the parameters' own float32 under autocast too.
 
         Args:
             hidden: the last hidden layer `[B, H]`.
+            wide: what the linear part adds to each head `[B, num_wide]`.
             products: what field-weighted products add `[B]`.
         """
         # bfloat16 would leave a logit two or three digits.
         with torch.autocast(hidden.device.type, enabled=False):
             weight = torch.cat([head.weight for head in self.heads.values()])
             bias = torch.cat([head.bias for head in self.heads.values()])
-            columns = nn.functional.linear(hidden.to(weight.dtype), weight, bias).unbind(1)
-        found = dict(zip(self.heads, columns, strict=True))
+            outputs = nn.functional.linear(hidden.to(weight.dtype), weight, bias)
+            outputs = outputs if wide is None else outputs + wide
+        found = dict(zip(self.heads, outputs.unbind(1), strict=True))
         if isinstance(self.interaction, FieldWeightedProducts) and products is not None:
             found = {name: found[name] + factor * products for name, factor in self.interaction.factors.items()}
         if self.objective.has_watch_time and WATCH_TIME not in found:
@@ -313,9 +322,28 @@ def _pretrained_table(feature: IdFeature, rows: Tensor) -> nn.Embedding:
     )
 
 
-def _hidden_layers(num_columns: int, sizes: list[int]) -> nn.Sequential:
+def split_wide(first: Tensor, num_wide: int) -> tuple[Tensor, Tensor | None]:
+    """The first layer's sums `[B, H + num_wide]` as those of its hidden units, and those that go to the outputs."""
+    if not num_wide:
+        return first, None
+    return first[:, :-num_wide], first[:, -num_wide:]
+
+
+def _hidden_layers(num_columns: int, sizes: list[int], num_wide: int, dropout: float) -> nn.Sequential:
+    """`num_wide` units more in the first layer are the linear part: one matrix product for both."""
     layers: list[nn.Module] = []
     for size in sizes:
-        layers += [nn.Linear(num_columns, size), nn.ReLU()]
+        layers += [nn.Linear(num_columns, size if layers else size + num_wide), nn.ReLU()]
+        layers += [nn.Dropout(dropout)] if dropout else []
         num_columns = size
     return nn.Sequential(*layers)
+
+
+@torch.no_grad()
+def _init_wide(first: nn.Linear, num_wide: int, num_embeddings: int, dim: int) -> None:
+    """Output `k` starts as the sum of value `k` of all embeddings, so that each has a value of its own to move; small
+    random weights would pass on next to nothing of the output's error."""
+    first.weight[-num_wide:] = 0.0
+    first.bias[-num_wide:] = 0.0
+    for output in range(num_wide):
+        first.weight[first.out_features - num_wide + output, output : num_embeddings * dim : dim] = 1.0

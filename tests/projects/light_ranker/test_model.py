@@ -114,6 +114,39 @@ def test_predictions_are_those_of_plain_numpy(data, interaction):
     np.testing.assert_allclose(outputs["watch_time_prediction"].numpy(), expected["watch_time"], rtol=2e-4, atol=2e-4)
 
 
+def test_the_linear_part_passes_the_hidden_layers_by_and_evaluation_drops_nothing(data):
+    _, slots, model = _build(data, model={"mlp": {"wide": True, "dropout": 0.4}})
+    batch = _batch(data, slots)
+    embeddings, numbers = _columns_by_hand(data, slots, model, batch)
+    first, *others = [layer for layer in model.hidden if isinstance(layer, torch.nn.Linear)]
+    sums = _linear(first, np.concatenate([embeddings.reshape(len(embeddings), -1), numbers], 1))
+    hidden, wide = np.maximum(sums[:, :-2], 0), sums[:, -2:]
+    for layer in others:
+        hidden = np.maximum(_linear(layer, hidden), 0)
+    _, outputs = model.eval()(batch)
+    expected = [_linear(head, hidden)[:, 0] + wide[:, place] for place, head in enumerate(model.heads.values())]
+    np.testing.assert_allclose(outputs["logits"].numpy(), expected[0], rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(outputs["watch_time_prediction"].numpy(), expected[1], rtol=2e-4, atol=2e-4)
+    losses = {float(model.train()(batch)[0].detach()) for _ in range(3)}
+    assert len(losses) == 3
+
+
+def test_the_linear_part_begins_as_a_sum_over_embeddings(data):
+    config = config_of(tiny_settings(data, "unused", model={"mlp": {"wide": True}}))
+    ones = torch.ones(len(data.spec.continuous), dtype=torch.float64)
+    names, transforms = zip(*((f.name, f.transform) for f in data.spec.continuous), strict=True)
+    calibration = Calibration(Normalizer(names, transforms, ones, ones, ones), BOUNDARIES, "test")
+    model = build_model(config, build_slots(config, data.spec, calibration, "cpu"), calibration, torch.device("cpu"))
+    first, dim = model.hidden[0], model.head.embedding_dim
+    count = len(model.slots.own) + len(model.slots.binned)
+    for output in range(2):
+        row = first.weight[first.out_features - 2 + output]
+        found = row[: count * dim].view(count, dim)
+        assert found[:, output].eq(1).all()
+        assert row.abs().sum() == count
+    assert first.bias[-2:].eq(0).all()
+
+
 @pytest.mark.parametrize("interaction", INTERACTIONS, ids=str)
 def test_gradients_of_layers_are_those_of_finite_differences(data, interaction):
     _, slots, model = _build(data, model={"mlp": {"interaction": interaction}})

@@ -18,6 +18,9 @@ MODELS = {
     "dot": {"mlp": {"interaction": {"kind": "dot"}, "hidden_sizes": [16]}},
     "fwfm": {"mlp": {"interaction": {"kind": "fwfm"}, "hidden_sizes": [16]}},
     "cross": {"mlp": {"interaction": {"kind": "cross"}, "hidden_sizes": [16, 8]}},
+    "wide": {"mlp": {"wide": True, "dropout": 0.5, "hidden_sizes": [16, 8]}},
+    "wide_fwfm": {"mlp": {"wide": True, "interaction": {"kind": "fwfm"}, "hidden_sizes": [16]}},
+    "wide_single_output": {"mlp": {"wide": True, "heads": "single_output", "hidden_sizes": [8]}},
     "single_output": {"mlp": {"heads": "single_output", "hidden_sizes": [8]}},
     "lolly_lr": {"lolly_lr": {"input_size_bits": 10}},
 }
