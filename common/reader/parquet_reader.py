@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -29,6 +30,8 @@ _FOOTER_THREADS = 8
 DEFAULT_SHUFFLE_WINDOW_ROWS = 1_000_000
 
 Columns = dict[str, np.ndarray]
+# The columns of each type, `[rows, columns of the type]`.
+_Blocks = dict[np.dtype, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +39,8 @@ class RowBatch:
     """This rank's rows of one global batch.
 
     Args:
-        columns: name to contiguous array `[num_rows]` that belongs to the batch alone.
+        columns: name to array `[num_rows]` that belongs to the batch alone; a column of an array of the columns of its
+            type, see `joined`.
         first_row: epoch position of this rank's first row.
         num_rows: rows of this rank; 0 on some ranks of a short last batch.
         global_first_row: epoch position of the global batch's first row.
@@ -52,6 +56,12 @@ class RowBatch:
     global_num_rows: int
     epoch: int
     cursor: Cursor
+
+    def joined(self, names: Sequence[str], dtype: np.dtype) -> np.ndarray:
+        """Columns side by side `[num_rows, len(names)]`; nothing is copied for neighbours of one type."""
+        if not names:
+            return np.empty((self.num_rows, 0), dtype)
+        return _neighbours([self.columns[name] for name in names], dtype)
 
 
 class ParquetReader:
@@ -204,13 +214,14 @@ class ParquetReader:
     def _decode(self, epoch: int, window: Window, first_row: int) -> _DecodedWindow:
         """A window, and this rank's rows of it; `first_row` is where the epoch's first batch begins."""
         rows = self._own_rows(epoch, window, first_row)
-        unshuffled = {name: np.empty(window.num_rows, dtype) for name, dtype in self._dtypes.items()}
+        blocks = _blocks(self._dtypes, window.num_rows)
+        unshuffled = _columns_of(self._dtypes, blocks)
         for file, placed in _by_file(window).items():
             with self._files[file].open(self.columns, self._use_threads) as opened:
                 for start, segment in placed:
                     out = {name: array[start : start + segment.num_rows] for name, array in unshuffled.items()}
                     opened.read_into(out, segment.row_group, segment.start, segment.stop)
-        return _DecodedWindow(unshuffled, rows)
+        return _DecodedWindow(blocks, rows)
 
     def _own_rows(self, epoch: int, window: Window, first_row: int) -> np.ndarray:
         """Places in the window of this rank's rows, in the epoch's order."""
@@ -250,10 +261,11 @@ class ParquetReader:
 class _DecodedWindow:
     """The columns of a window in file order, and the places of this rank's rows in the epoch's order.
 
+    Columns of a type lie side by side, so that a row in a random place is a few cache lines rather than one a column.
     Rows are put in order when they are taken: done for the whole window at once, the first batch would wait for it.
     """
 
-    columns: Columns
+    blocks: _Blocks
     rows: np.ndarray
 
 
@@ -267,7 +279,7 @@ class _RowStream:
         self._used, self._size = 0, 0
 
     def take(self, num_rows: int) -> Columns:
-        taken = {name: np.empty(num_rows, dtype) for name, dtype in self._dtypes.items()}
+        taken = _blocks(self._dtypes, num_rows)
         filled = 0
         while filled < num_rows:
             if self._used == self._size:
@@ -275,15 +287,36 @@ class _RowStream:
             assert self._current is not None
             num = min(num_rows - filled, self._size - self._used)
             rows = self._current.rows[self._used : self._used + num]
-            for name, array in taken.items():
-                np.take(self._current.columns[name], rows, out=array[filled : filled + num], mode="clip")
+            for dtype, block in taken.items():
+                np.take(self._current.blocks[dtype], rows, axis=0, out=block[filled : filled + num], mode="clip")
             filled, self._used = filled + num, self._used + num
-        return taken
+        return _columns_of(self._dtypes, taken)
 
     def _next_window(self) -> None:
         self._current = None  # let go before the next one comes
         self._current = next(self._windows)
         self._used, self._size = 0, len(self._current.rows)
+
+
+def _blocks(dtypes: Mapping[str, np.dtype], num_rows: int) -> _Blocks:
+    """Room for the columns of each type, side by side in the order of `dtypes`."""
+    return {dtype: np.empty((num_rows, num), dtype) for dtype, num in Counter(dtypes.values()).items()}
+
+
+def _columns_of(dtypes: Mapping[str, np.dtype], blocks: _Blocks) -> Columns:
+    places = {dtype: count() for dtype in blocks}
+    return {name: blocks[dtype][:, next(places[dtype])] for name, dtype in dtypes.items()}
+
+
+def _neighbours(columns: Sequence[np.ndarray], dtype: np.dtype) -> np.ndarray:
+    """`np.stack(columns, axis=1)`, without a copy where they are neighbouring columns of one array."""
+    block = columns[0].base
+    if block is not None and block.ndim == 2 and all(column.base is block for column in columns):
+        start, step = block.__array_interface__["data"][0], block.itemsize
+        places = [(column.__array_interface__["data"][0] - start) // step for column in columns]
+        if block.dtype == dtype and places == list(range(places[0], places[0] + len(places))):
+            return block[:, places[0] : places[0] + len(places)]
+    return np.stack(columns, axis=1).astype(dtype, copy=False)
 
 
 def _prefetched(jobs: Iterator[Callable[[], _DecodedWindow]]) -> Generator[_DecodedWindow, None, None]:

@@ -284,7 +284,7 @@ def test_memory_is_bounded_by_windows(tmp_path, monkeypatch, prefetch):
         nonlocal most_alive
         found = decode(self, epoch, window, first_row)
         assert window.num_rows < 20 + 10
-        decoded.append(weakref.ref(found.columns["row"]))
+        decoded.append(weakref.ref(next(iter(found.blocks.values()))))
         most_alive = max(most_alive, sum(array() is not None for array in decoded))
         return found
 
@@ -293,6 +293,22 @@ def test_memory_is_bounded_by_windows(tmp_path, monkeypatch, prefetch):
     assert len(decoded) == 20
     assert sorted(rows_of(kept)) == list(range(400))
     assert most_alive <= (2 if prefetch else 1)
+
+
+def test_neighbouring_columns_of_a_type_are_joined_without_a_copy_and_any_others_with_one(tmp_path):
+    path = tmp_path / "types.parquet"
+    columns = {"a": pa.int64(), "x": pa.float32(), "b": pa.int64(), "c": pa.int64()}
+    numbers = {name: np.arange(6) * 10 + place for place, name in enumerate(columns)}
+    pq.write_table(pa.table({name: pa.array(numbers[name], kind) for name, kind in columns.items()}), path)
+    (batch,) = ParquetReader([str(path)], columns, global_batch_size=6, shuffle=False, num_epochs=1)
+    for names, shares in ((["a", "b", "c"], True), (["b", "c"], True), (["c", "a"], False), (["a", "c"], False)):
+        joined = batch.joined(names, np.dtype(np.int64))
+        assert np.array_equal(joined, np.stack([numbers[name] for name in names], axis=1))
+        assert np.shares_memory(joined, batch.columns["b"]) == shares
+    joined = batch.joined(["a", "x"], np.dtype(np.float32))
+    assert joined.dtype == np.float32
+    assert np.array_equal(joined, np.stack([numbers["a"], numbers["x"]], axis=1))
+    assert batch.joined([], np.dtype(np.float32)).shape == (6, 0)
 
 
 def test_dropping_the_iterator_ends_its_thread(files):

@@ -100,7 +100,7 @@ class RankerDataset:
             yield self._batch(rows)
 
     def _batch(self, rows: RowBatch) -> RankerBatch:
-        arrays = self._columns.arrays(rows.columns, rows.num_rows)
+        arrays = self._columns.arrays(rows)
         self._columns.check(arrays, lambda index: self._locate(rows, index))
         num_examples = rows.global_num_rows
         if self._keep_rate < 1.0:
@@ -173,7 +173,7 @@ def count_rows(config: DataConfig, spec: FeatureSpec) -> int:
     reader, columns = open_reader(plain, spec, Share(_READ_ROWS)), _Columns(spec)
     for rows in reader:
         columns.check(
-            columns.arrays(rows.columns, rows.num_rows),
+            columns.arrays(rows),
             lambda index, rows=rows: "{}, row {}".format(*reader.locate(0, rows.first_row + index)),
         )
     return reader.num_rows
@@ -231,14 +231,15 @@ class _Columns:
         self._least = np.array([-1 if k else 0 for f in spec.ids for k in range(f.num_slots)], np.int64)
         self._most = np.array([1.0 if label.kind == "binary" else np.inf for label in spec.labels])
 
-    def arrays(self, columns: dict[str, np.ndarray], num_rows: int) -> _Arrays:
+    def arrays(self, rows: RowBatch) -> _Arrays:
+        float32 = np.dtype(np.float32)
         return _Arrays(
-            ids=_joined(columns, self._ids, num_rows, np.int64),
-            continuous=_joined(columns, self._continuous, num_rows, np.float32),
-            vectors=_joined(columns, self._vectors, num_rows, np.float32),
-            labels=_joined(columns, self._labels, num_rows, np.float32),
-            weight=columns["w"],
-            group=columns["group"] if self._spec.has_group else np.zeros(num_rows, np.int64),
+            ids=rows.joined(self._ids, np.dtype(np.int64)),
+            continuous=rows.joined(self._continuous, float32),
+            vectors=rows.joined(self._vectors, float32),
+            labels=rows.joined(self._labels, float32),
+            weight=rows.columns["w"],
+            group=rows.columns["group"] if self._spec.has_group else np.zeros(rows.num_rows, np.int64),
         )
 
     def check(self, arrays: _Arrays, locate: object) -> None:
@@ -268,13 +269,6 @@ class _Columns:
             return
         column = int(np.argwhere(~good)[0][1])
         _refuse(~good, labels, self._labels, "0 or 1" if binary[column] else "a finite number of 0 or more", locate)
-
-
-def _joined(columns: dict[str, np.ndarray], names: list[str], num_rows: int, dtype: type) -> np.ndarray:
-    joined = np.empty((num_rows, len(names)), dtype)
-    for place, name in enumerate(names):
-        joined[:, place] = columns[name]
-    return joined
 
 
 def _refuse(bad: np.ndarray, values: np.ndarray, names: list[str], limit: str, locate: object) -> None:
