@@ -151,7 +151,7 @@ def test_the_gradient_norm_is_tracked_with_every_log_line(tmp_path) -> None:
 
 def test_gradient_settings_may_not_change_on_resume(tmp_path) -> None:
     run_toy(tmp_path)
-    with pytest.raises(ConfigError, match=r"training\.gradients\.clip_norm: None -> 1"):
+    with pytest.raises(ConfigError, match=r"training\.gradients\.clip_norm: null -> 1"):
         run_toy(tmp_path, num_epochs=2, gradients={"clip_norm": 1.0})
 
 
