@@ -174,6 +174,8 @@ def points_of(middle: Point, series: dict[str, tuple[int, ...]]) -> list[Point]:
 def measure(point: Point, middle: Point, overrides: Sequence[str] = ()) -> Cost:
     """Train a point from its beginning in a fresh process."""
     graph = Graph.read(sample_graph(point.edges, point.nodes))
+    # A graph of few edges leaves nodes out; the tables have rows for all, and uniform negatives are drawn from them.
+    graph = replace(graph, tables=table_sizes(point.nodes))
     settings = Settings(dim=point.dim, in_batch=point.in_batch, uniform=point.uniform, batch_size=point.batch)
     steps = num_steps(point, middle)
     body = twhin_config(settings, graph)
@@ -202,12 +204,18 @@ def _work(point: Point) -> float:
 def sample_graph(edges: int, nodes: int) -> Path:
     """A converted planted graph with a thousand held-out edges, kept under data/benchmarks."""
     folder = DATA / f"scaling-{edges}-{nodes}"
-    users = round(nodes * 10 / 13)
-    sizes = ["--edges", str(edges), "--users", str(users), "--tweets", str(nodes - users)]
-    run_measured([*_TML, "sample-graph", *sizes, "--format", "parquet", "--out", str(folder)], WORK / "sample.log")
+    sizes = table_sizes(nodes)
+    size = ["--edges", str(edges), "--users", str(sizes["user"]), "--tweets", str(sizes["tweet"])]
+    run_measured([*_TML, "sample-graph", *size, "--format", "parquet", "--out", str(folder)], WORK / "sample.log")
     fractions = f"{1 - 1000 / edges},{500 / edges},{500 / edges}"
     convert([folder / "edges.parquet", "--typed-ids", ":", "--split-fractions", fractions], folder / "graph")
     return folder / "graph"
+
+
+def table_sizes(nodes: int) -> dict[str, int]:
+    """Rows of the two tables."""
+    users = round(nodes * 10 / 13)
+    return {"user": users, "tweet": nodes - users}
 
 
 def report(middle: Point, series: dict[str, tuple[int, ...]], found: dict[Point, list[Cost]]) -> str:

@@ -223,6 +223,11 @@ def test_negatives_are_half_in_batch(negatives, expected):
     assert (point.in_batch, point.uniform) == expected
 
 
+def test_ten_users_to_three_tweets():
+    assert scaling.table_sizes(130_000) == {"user": 100_000, "tweet": 30_000}
+    assert sum(scaling.table_sizes(5_000_001).values()) == 5_000_001
+
+
 def test_dearer_points_train_fewer_edges():
     middle = scaling.Point()
     assert scaling.num_steps(middle, middle) == 100
