@@ -138,3 +138,11 @@ def test_the_command_line_starts_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("project", ["twhin", "light_ranker"])
+def test_a_run_starts_without_what_only_its_later_phases_need(project):
+    later = ("torchmetrics", "scipy", "sklearn", "matplotlib", "pandas", "tensorboard", "duckdb", "onnx", "onnxruntime")
+    code = f"import sys, tml.projects.{project}.run; print([name for name in {later} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    assert done.stdout.strip() == "[]"

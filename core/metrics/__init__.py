@@ -1,55 +1,29 @@
 """Metrics that reduce over ranks; see `tml.core.metrics.base` for what they read, `catalogue` for them by name."""
 
-from tml.core.metrics.auc import Auc, AurocWithMwu, PrAuc
-from tml.core.metrics.base import OutputMetric, Stratifier, UndefinedMetricWarning, metric_collection
-from tml.core.metrics.binned_auc import PrAuc200, RocAuc200
-from tml.core.metrics.calibration import EqualMassCalibrationError, ExpectedCalibrationError
-from tml.core.metrics.catalogue import DEFAULT_METRICS, build_metrics, scalars
-from tml.core.metrics.classification import Accuracy, AtThreshold, AtThresholds, Precision, Recall
-from tml.core.metrics.errors import MeanAbsoluteError, MeanSquaredError
-from tml.core.metrics.mean import Count, Ctr, NumSamples, Pctr, PredictionStdDev, StableMean, TotalWeight
-from tml.core.metrics.ndcg import Ndcg
-from tml.core.metrics.normalised_rce import Arce, LollyNrce, Nrce
-from tml.core.metrics.ranking import HitsAtK, MeanRank, MeanReciprocalRank, RecallAtK
-from tml.core.metrics.rce import Rce, RceStdErr
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "DEFAULT_METRICS",
-    "Accuracy",
-    "Arce",
-    "AtThreshold",
-    "AtThresholds",
-    "Auc",
-    "AurocWithMwu",
-    "Count",
-    "Ctr",
-    "EqualMassCalibrationError",
-    "ExpectedCalibrationError",
-    "HitsAtK",
-    "LollyNrce",
-    "MeanAbsoluteError",
-    "MeanRank",
-    "MeanReciprocalRank",
-    "MeanSquaredError",
-    "Ndcg",
-    "Nrce",
-    "NumSamples",
-    "OutputMetric",
-    "Pctr",
-    "PrAuc",
-    "PrAuc200",
-    "Precision",
-    "PredictionStdDev",
-    "Rce",
-    "RceStdErr",
-    "Recall",
-    "RecallAtK",
-    "RocAuc200",
-    "StableMean",
-    "Stratifier",
-    "TotalWeight",
-    "UndefinedMetricWarning",
-    "build_metrics",
-    "metric_collection",
-    "scalars",
-]
+# What each module offers here. Modules are imported on use: torchmetrics takes longer to import than torch.
+_HOMES = {
+    "auc": ("Auc", "AurocWithMwu", "PrAuc"),
+    "base": ("OutputMetric", "Stratifier", "UndefinedMetricWarning", "metric_collection"),
+    "binned_auc": ("PrAuc200", "RocAuc200"),
+    "calibration": ("EqualMassCalibrationError", "ExpectedCalibrationError"),
+    "catalogue": ("DEFAULT_METRICS", "build_metrics", "scalars"),
+    "classification": ("Accuracy", "AtThreshold", "AtThresholds", "Precision", "Recall"),
+    "errors": ("MeanAbsoluteError", "MeanSquaredError"),
+    "mean": ("Count", "Ctr", "NumSamples", "Pctr", "PredictionStdDev", "StableMean", "TotalWeight"),
+    "ndcg": ("Ndcg",),
+    "normalised_rce": ("Arce", "LollyNrce", "Nrce"),
+    "ranking": ("HitsAtK", "MeanRank", "MeanReciprocalRank", "RecallAtK"),
+    "rce": ("Rce", "RceStdErr"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = tuple(sorted(_HOME_OF))
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)

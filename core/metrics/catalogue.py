@@ -15,25 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-import torchmetrics
 from torch import Tensor
 
 from tml.common.errors import ConfigError
 from tml.core.config.base_config import did_you_mean
-from tml.core.metrics.auc import Auc, PrAuc
-from tml.core.metrics.base import OutputMetric, metric_collection
-from tml.core.metrics.binned_auc import PrAuc200, RocAuc200
-from tml.core.metrics.calibration import EqualMassCalibrationError, ExpectedCalibrationError
-from tml.core.metrics.classification import Accuracy, AtThreshold, AtThresholds, Precision, Recall, Statistic
-from tml.core.metrics.errors import MeanAbsoluteError, MeanSquaredError
-from tml.core.metrics.mean import Ctr, NumSamples, Pctr, PredictionStdDev, TotalWeight
-from tml.core.metrics.ndcg import Ndcg
-from tml.core.metrics.normalised_rce import Arce, LollyNrce, Nrce
 from tml.core.metrics.probabilities import TWML_EPSILON
-from tml.core.metrics.rce import Rce, RceStdErr
+
+if TYPE_CHECKING:
+    import torchmetrics
+
+    from tml.core.metrics.base import OutputMetric
+    from tml.core.metrics.classification import Statistic
 
 DEFAULT_METRICS = (
     "total_weight",
@@ -106,11 +101,25 @@ def build_metrics(
     Raises:
         ConfigError: a name is unknown or repeated, or a prefix would change nothing.
     """
+    from tml.core.metrics.base import metric_collection
+
+    check_names(names)
     entries = _entries(epsilon, threshold)
+    return metric_collection({name: _build(name, entries, settings) for name in names})
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse what `build_metrics` would refuse, without importing the metrics.
+
+    Raises:
+        ConfigError: a name is unknown or repeated, or a prefix would change nothing.
+    """
+    entries = _entries(TWML_EPSILON, 0.5)
     repeated = sorted({name for name in names if list(names).count(name) > 1})
     if repeated:
         raise ConfigError("metric is named twice", where="metrics", value=repeated, fix="name each metric once")
-    return metric_collection({name: _build(name, entries, settings) for name in names})
+    for name in names:
+        _parse(name, entries)
 
 
 def higher_is_better(name: str) -> bool | None:
@@ -138,15 +147,20 @@ def scalars(values: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def _build(name: str, entries: Mapping[str, Entry], settings: Mapping[str, Any]) -> OutputMetric:
-    base, prefixes = _without_prefixes(name)
-    entry = _find(name, base, entries)
-    _check_prefixes(name, prefixes, entry)
+    entry, prefixes = _parse(name, entries)
     chosen = dict(settings)
     if UNWEIGHTED in prefixes:
         chosen["weighted"] = False
     if entry.reads_prediction:
         chosen["prediction"] = f"{UNCALIBRATED}probabilities" if UNCALIBRATED in prefixes else "probabilities"
     return entry.build(**chosen)
+
+
+def _parse(name: str, entries: Mapping[str, Entry]) -> tuple[Entry, list[str]]:
+    base, prefixes = _without_prefixes(name)
+    entry = _find(name, base, entries)
+    _check_prefixes(name, prefixes, entry)
+    return entry, prefixes
 
 
 def _without_prefixes(name: str) -> tuple[str, list[str]]:
@@ -164,7 +178,7 @@ def _find(name: str, base: str, entries: Mapping[str, Entry]) -> Entry:
         return entries[base]
     stem, at, k = base.partition("@")
     if stem == "ndcg" and at and k.isdecimal() and int(k) > 0:
-        return Entry(partial(Ndcg, int(k)))
+        return Entry(_metric("ndcg", "Ndcg", int(k)))
     raise ConfigError(
         f"unknown metric{did_you_mean(base, [*entries, 'ndcg@10'])}",
         where="metrics",
@@ -189,42 +203,60 @@ def _check_prefixes(name: str, prefixes: Sequence[str], entry: Entry) -> None:
         )
 
 
+def _metric(module: str, name: str, *arguments: Any, **settings: Any) -> Callable[..., OutputMetric]:
+    # Imported on use: torchmetrics takes longer than torch, and a run needs only names before its first evaluation.
+    def build(**more: Any) -> OutputMetric:
+        made: OutputMetric = getattr(import_module(f"tml.core.metrics.{module}"), name)(*arguments, **settings, **more)
+        return made
+
+    return build
+
+
 def _entries(epsilon: float, threshold: float) -> dict[str, Entry]:
-    watch_time: dict[str, Any] = {"prediction": "watch_time_prediction", "target": "watch_time_label"}
     lolly: dict[str, Any] = {"target": "lolly_probabilities", "weighted": False}
     entries = {
-        "total_weight": Entry(TotalWeight, reads_prediction=False),
-        "num_samples": Entry(NumSamples, reads_prediction=False, reads_weights=False),
-        "ctr": Entry(Ctr, reads_prediction=False),
-        "predicted_ctr": Entry(Pctr),
-        "pred_std_dev": Entry(PredictionStdDev),
-        "rce": Entry(partial(Rce, epsilon=epsilon)),
-        "rce_std_err": Entry(partial(RceStdErr, epsilon)),
-        "nrce": Entry(partial(Nrce, epsilon=epsilon)),
-        "lolly_nrce": Entry(partial(LollyNrce, epsilon=epsilon)),
-        "arce": Entry(partial(Arce, epsilon=epsilon)),
-        "arce_original": Entry(partial(Arce, up_weight=False, epsilon=epsilon)),
-        "roc_auc": Entry(Auc),
-        "pr_auc": Entry(PrAuc),
-        "roc_auc_200": Entry(RocAuc200),
-        "pr_auc_200": Entry(PrAuc200),
-        "ece": Entry(ExpectedCalibrationError),
-        "ece_equal_mass": Entry(EqualMassCalibrationError),
-        "mse": Entry(MeanSquaredError),
-        "mae": Entry(MeanAbsoluteError),
-        "lolly_tf_score_mse": Entry(partial(MeanSquaredError, **lolly), reads_weights=False),
+        "total_weight": Entry(_metric("mean", "TotalWeight"), reads_prediction=False),
+        "num_samples": Entry(_metric("mean", "NumSamples"), reads_prediction=False, reads_weights=False),
+        "ctr": Entry(_metric("mean", "Ctr"), reads_prediction=False),
+        "predicted_ctr": Entry(_metric("mean", "Pctr")),
+        "pred_std_dev": Entry(_metric("mean", "PredictionStdDev")),
+        "rce": Entry(_metric("rce", "Rce", epsilon=epsilon)),
+        "rce_std_err": Entry(_metric("rce", "RceStdErr", epsilon)),
+        "nrce": Entry(_metric("normalised_rce", "Nrce", epsilon=epsilon)),
+        "lolly_nrce": Entry(_metric("normalised_rce", "LollyNrce", epsilon=epsilon)),
+        "arce": Entry(_metric("normalised_rce", "Arce", epsilon=epsilon)),
+        "arce_original": Entry(_metric("normalised_rce", "Arce", up_weight=False, epsilon=epsilon)),
+        "roc_auc": Entry(_metric("auc", "Auc")),
+        "pr_auc": Entry(_metric("auc", "PrAuc")),
+        "roc_auc_200": Entry(_metric("binned_auc", "RocAuc200")),
+        "pr_auc_200": Entry(_metric("binned_auc", "PrAuc200")),
+        "ece": Entry(_metric("calibration", "ExpectedCalibrationError")),
+        "ece_equal_mass": Entry(_metric("calibration", "EqualMassCalibrationError")),
+        "mse": Entry(_metric("errors", "MeanSquaredError")),
+        "mae": Entry(_metric("errors", "MeanAbsoluteError")),
+        "lolly_tf_score_mse": Entry(_metric("errors", "MeanSquaredError", **lolly), reads_weights=False),
     }
-    errors: dict[str, Callable[..., Any]] = {"mse": MeanSquaredError, "mae": MeanAbsoluteError}
-    for error, metric in errors.items():
-        plain, seconds = partial(metric, **watch_time), partial(metric, **watch_time, scale="from_log1p")
+    return entries | _watch_time_entries() | _threshold_entries(threshold)
+
+
+def _watch_time_entries() -> dict[str, Entry]:
+    ends: dict[str, Any] = {"prediction": "watch_time_prediction", "target": "watch_time_label"}
+    entries = {}
+    for error, name in (("mse", "MeanSquaredError"), ("mae", "MeanAbsoluteError")):
+        plain, seconds = _metric("errors", name, **ends), _metric("errors", name, **ends, scale="from_log1p")
         entries[f"watch_time_{error}"] = Entry(plain, reads_prediction=False)
         entries[f"watch_time_{error}_seconds"] = Entry(seconds, reads_prediction=False)
-    shares: dict[Statistic, Callable[..., Any]] = {"accuracy": Accuracy, "precision": Precision, "recall": Recall}
-    for share, metric in shares.items():
-        entries[share] = Entry(partial(metric, threshold))
-        entries[f"{share}_at_percentiles"] = Entry(partial(AtThresholds, share))
+    return entries
+
+
+def _threshold_entries(threshold: float) -> dict[str, Entry]:
+    entries: dict[str, Entry] = {}
+    shares: tuple[Statistic, ...] = ("accuracy", "precision", "recall")
+    for share in shares:
+        entries[share] = Entry(_metric("classification", share.capitalize(), threshold))
+        entries[f"{share}_at_percentiles"] = Entry(_metric("classification", "AtThresholds", share))
     counts: tuple[Statistic, ...] = ("tp", "fp", "tn", "fn")
     for count in counts:
-        entries[count] = Entry(partial(AtThreshold, count, threshold))
-        entries[f"{count}_at_percentiles"] = Entry(partial(AtThresholds, count))
+        entries[count] = Entry(_metric("classification", "AtThreshold", count, threshold))
+        entries[f"{count}_at_percentiles"] = Entry(_metric("classification", "AtThresholds", count))
     return entries

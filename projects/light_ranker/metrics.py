@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from tml.common.device import gather_objects
 from tml.common.modules.calibrators import Isotonic
-from tml.core.metrics.catalogue import UNCALIBRATED, UNWEIGHTED, build_metrics, scalars
+from tml.core.metrics.catalogue import UNCALIBRATED, UNWEIGHTED, build_metrics, check_names, scalars
 from tml.projects.light_ranker.config import EvaluationConfig, LossConfig
 from tml.projects.light_ranker.features.spec import FeatureSpec
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 # What the log shows of the metrics of held-out rows.
 SHOWN = ("rce", "uncalibrated_rce", "roc_auc", "pr_auc", "ece", "uncalibrated_ece", "watch_time_mse", "ndcg@10")
@@ -44,7 +48,13 @@ class RankerMetrics:
             names += ["watch_time_mse", "watch_time_mae", "watch_time_mae_seconds"]
         if isotonic is not None:
             names += [f"{UNCALIBRATED}{name}" for name in names if name.removeprefix(UNWEIGHTED) in _CALIBRATED]
-        self._metrics = build_metrics(list(dict.fromkeys(names)))
+        self._names = list(dict.fromkeys(names))
+        check_names(self._names)
+
+    @cached_property
+    def _metrics(self) -> MetricCollection:
+        # Made for the first evaluation: importing torchmetrics would hold up the first step.
+        return build_metrics(self._names)
 
     def reset(self) -> None:
         """Forget all rows."""
