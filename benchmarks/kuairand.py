@@ -19,7 +19,7 @@ those days have no embedding, since it has seen their answers; all later ones ha
 
 AUC, RCE and ECE (expected calibration error) are of the uncalibrated probabilities, all by one evaluator on the same
 test rows: RCE is against a model that knows the test's click rate. Errors of the watch time: mean squared error of
-log(1 + seconds), mean absolute error in seconds. Medians over seeds; popularity has none.
+log(1 + seconds), mean absolute error in seconds. Means and standard deviations over seeds; popularity has none.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from tml.benchmarks.harness import DATA, RESULTS, ROOT, RUNS, Spread, circumstances, markdown_table, write_record
+from tml.benchmarks.harness import DATA, RESULTS, ROOT, RUNS, circumstances, markdown_table, write_record
 from tml.benchmarks.kuairand_rows import (
     NUMBERS,
     RELATIONS,
@@ -50,10 +50,13 @@ from tml.benchmarks.lightgbm_baseline.baseline import Columns, run_lightgbm, set
 from tml.benchmarks.processes import run_measured
 from tml.benchmarks.ranker_runs import (
     Predicted,
+    add_seed_options,
     click_scores,
+    mean_and_deviation,
     predict,
     prepare,
     rce,
+    seeds_of,
     train_all,
     watch_scores,
     write_yaml,
@@ -103,7 +106,7 @@ def main() -> None:
     source = real_data("kuairand27k-likehate-kcore15")
     export, twhin = trained_twhin(source)
     rows = with_embeddings(read_impressions(source), export)
-    data, seeds = write_splits(rows, WORK / "rows"), range(arguments.seeds)
+    data, seeds = write_splits(rows, WORK / "rows"), seeds_of(arguments)
     found = {"popularity": [popularity(rows)]}
     python = set_up_lightgbm()
     for model in TREES if python is not None else ():
@@ -196,22 +199,22 @@ def report(scores: dict[str, list[dict[str, float | None]]], record: dict[str, A
     names = ("AUC", "RCE", "RCE calibrated", "ECE", "log1p MSE", "MAE s")
     rows = []
     for model, runs in scores.items():
-        spreads = {name: Spread.of([run[name] for run in runs]) for name in names if runs[0].get(name) is not None}
+        found = {name: [run[name] for run in runs] for name in names if runs[0].get(name) is not None}
         digits = {name: 3 if name == "MAE s" else 2 if name.startswith("RCE") else 4 for name in names}
-        shown = {name: spreads[name].shown(digits[name]) if name in spreads else "-" for name in names}
+        shown = {name: mean_and_deviation(found[name], digits[name]) if name in found else "-" for name in names}
         rows.append({"model": model, "seeds": len(runs)} | shown)
     counts = ", ".join(f"{count:,} {split}" for split, count in record["rows"].items())
     lifts = []
     for model in RANKERS[1:]:
         pairs = list(zip(scores[model.name], scores["tml"], strict=True))
-        differences = {name: Spread.of([mine[name] - base[name] for mine, base in pairs]) for name in ("AUC", "RCE")}
+        differences = {name: [mine[name] - base[name] for mine, base in pairs] for name in ("AUC", "RCE")}
         lifts.append(
-            f"{model.name} minus tml, seed by seed: AUC {differences['AUC'].shown(4)}, "
-            f"RCE {differences['RCE'].shown(2)}."
+            f"{model.name} minus tml, seed by seed: AUC {mean_and_deviation(differences['AUC'], 4)}, "
+            f"RCE {mean_and_deviation(differences['RCE'], 2)}."
         )
     left_out = "" if "LightGBM" in scores else "\n\nLightGBM was left out: it could not be installed."
     return (
-        f"{counts} rows, split by time; medians over seeds (lowest to highest).\n\n{markdown_table(rows)}\n\n"
+        f"{counts} rows, split by time; means ± standard deviations over seeds.\n\n{markdown_table(rows)}\n\n"
         + "\n".join(lifts)
         + left_out
     )
@@ -219,7 +222,7 @@ def report(scores: dict[str, list[dict[str, float | None]]], record: dict[str, A
 
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5, help="trainings of each model")
+    add_seed_options(parser, "trainings of each model")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a setting of tml's config"
     )

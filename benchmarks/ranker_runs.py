@@ -6,8 +6,10 @@ losses are scikit-learn's.
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +66,23 @@ class Predicted:
     log_seconds: np.ndarray | None = None
     seconds: np.ndarray | None = None
     calibrated: np.ndarray | None = None
+
+
+def add_seed_options(parser: argparse.ArgumentParser, what: str) -> None:
+    """`--seeds` and `--first-seed`; settings are chosen with other seeds than those that are reported."""
+    parser.add_argument("--seeds", type=int, default=5, help=what)
+    parser.add_argument("--first-seed", type=int, default=10, help="the others follow it")
+
+
+def seeds_of(arguments: argparse.Namespace) -> range:
+    """The seeds that the options of `add_seed_options` ask for."""
+    return range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+
+
+def mean_and_deviation(values: Sequence[float], digits: int) -> str:
+    """`mean ± standard deviation` over seeds, that of a sample; the mean alone of one value."""
+    shown = f"{statistics.fmean(values):,.{digits}f}"
+    return f"{shown} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else shown
 
 
 def prepare(features: Mapping[str, Any] | Path, arguments: Sequence[str | Path], out: Path) -> Path:

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from tml.common.errors import DataError
 from tml.common.modules.sorted_search import count_below, padded_rows
 
+# A plateau at 0 or 1 would make the log loss of one unlucky row infinite.
+_LEAST_PROBABILITY = 1e-6
+
 
 class Isotonic(nn.Module):
     """Piecewise-linear interpolation through points with ascending x and y.
@@ -87,6 +90,7 @@ def fit_isotonic(
     weights: npt.ArrayLike | None = None,
     num_bins: int = 22,
     similar_bins: bool = False,
+    anchored: bool = False,
 ) -> Isotonic:
     """Fit the calibration of one output.
 
@@ -101,6 +105,8 @@ def fit_isotonic(
         weights: `[n]`, not negative; None means ones.
         num_bins: B, at most n.
         similar_bins: bins of equal size, give or take one; otherwise `n // B`, and the last takes the rest.
+        anchored: for probabilities: let the function begin at (0, 0) and end at (1, 1). Otherwise it is flat beyond the
+            means of the first and the last bin, which makes one of the highest predictions if bins are few.
 
     Raises:
         DataError: lengths differ, a value is not finite, a weight is negative, or there are fewer samples than bins.
@@ -120,8 +126,59 @@ def fit_isotonic(
     starts = _bin_starts(len(x), num_bins, similar_bins)
     total = np.add.reduceat(mass, starts)
     xs, ys = (np.add.reduceat(column * mass, starts) / total for column in (x, fitted))
+    if anchored:
+        xs, ys = np.concatenate([[0.0], xs, [1.0]]), np.concatenate([[0.0], ys, [1.0]])
     # Means of equal numbers may differ in their last bit; the order is known.
     return Isotonic(np.maximum.accumulate(xs), np.maximum.accumulate(ys))
+
+
+def choose_num_bins(
+    predictions: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    weights: npt.ArrayLike | None,
+    candidates: Sequence[int],
+    anchored: bool = False,
+    num_folds: int = 5,
+) -> int:
+    """The number of bins whose calibration has the least log loss on samples that it was not fitted on.
+
+    Every fold holds every `num_folds`-th sample in the order of the predictions, so no draw is needed and folds are
+    alike. Candidates that are more than the samples of a fit are left out.
+
+    Args:
+        predictions: raw probabilities `[n]`.
+        labels: `[n]`, 0 or 1.
+        weights: `[n]`, not negative; None means ones.
+        candidates: numbers of bins.
+        anchored: see `fit_isotonic`.
+        num_folds: parts of the samples; each is held out once.
+
+    Raises:
+        DataError: as of `fit_isotonic`, or there are too few samples for every candidate.
+    """
+    x, y, mass = _clean(predictions, labels, weights)
+    order = np.lexsort((-y, x))
+    x, y, mass = x[order], y[order], mass[order]
+    folds = np.arange(len(x)) % num_folds
+    smallest = len(x) - int(np.bincount(folds, minlength=num_folds).max(initial=0))
+    possible = sorted(number for number in set(candidates) if number <= smallest)
+    if not possible:
+        raise DataError(
+            "too few samples to choose the number of bins", where="isotonic calibration", value=len(x),
+            limit=f"{min(candidates, default=0)} or more in {num_folds - 1} of {num_folds} parts",
+            fix="give one number of bins, or more samples",
+        )  # fmt: skip
+
+    def held_out_loss(num_bins: int) -> float:
+        total = 0.0
+        for fold in range(num_folds):
+            held = folds == fold
+            fitted = fit_isotonic(x[~held], y[~held], mass[~held], num_bins, anchored=anchored)
+            found = fitted(torch.from_numpy(x[held])).double().numpy().clip(_LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
+            total -= float((mass[held] * np.where(y[held] > 0, np.log(found), np.log1p(-found))).sum())
+        return total
+
+    return min(possible, key=held_out_loss)
 
 
 def _bin_starts(num_samples: int, num_bins: int, similar_bins: bool) -> npt.NDArray[np.int64]:

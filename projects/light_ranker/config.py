@@ -186,10 +186,22 @@ class CalibrationConfig(BaseConfig):
     )
 
 
+NumBins = Annotated[int, Field(ge=2, le=10**6)]
+
+
 class IsotonicConfig(BaseConfig):
     """Calibration of the trained model's probabilities: a rising function fitted on the validation rows."""
 
-    num_bins: int = Field(default=1000, ge=2, le=10**6, description="Points of the function; fewer if rows are fewer.")
+    num_bins: NumBins | Annotated[list[NumBins], Field(min_length=1, max_length=32)] = Field(
+        default=1000,
+        description="Points of the function; fewer if rows are fewer. Of several numbers, the one whose log loss on "
+        "held-out parts of the validation rows is least.",
+    )
+    anchored: bool = Field(
+        default=False,
+        description="Let the function begin at (0, 0) and end at (1, 1), instead of being flat before its first and "
+        "after its last point. For few points.",
+    )
 
 
 class ExportConfig(BaseConfig):

@@ -27,7 +27,7 @@ from tml.common.checkpointing import CheckpointManager, read_extra
 from tml.common.device import gather_objects, rank, world_size
 from tml.common.errors import ConfigError, DataError
 from tml.common.filesystem.atomic import write_json
-from tml.common.modules.calibrators import Isotonic, fit_isotonic
+from tml.common.modules.calibrators import Isotonic, choose_num_bins, fit_isotonic
 from tml.core.batch_stream import StopRequest
 from tml.core.config import parse_config
 from tml.core.custom_training_loop import TrainLoop, TrainState, evaluate, open_checkpoints, train
@@ -169,15 +169,18 @@ def fit_isotonic_phase(run: RankerRun, step: int) -> Isotonic | None:
     if config.isotonic is None or config.validation_data is None:
         return None
     data = run.dataset(config.validation_data)
-    identity = {"step": step, "data": data.fingerprint(), "num_bins": config.isotonic.num_bins}
+    identity = {"step": step, "data": data.fingerprint()} | config.isotonic.model_dump(mode="json")
     known = load_isotonic(config.training.save_dir, identity)
     if all(gather_objects(known is not None)):
         return known
     kept = KeptPredictions()
     evaluate(run.model, data, kept, run.device)
     probabilities, labels, weights = (values.numpy() for values in kept.rows())
-    num_bins = min(config.isotonic.num_bins, int((weights > 0).sum()))
-    fitted = fit_isotonic(probabilities, labels, weights, num_bins)
+    wanted, anchored = config.isotonic.num_bins, config.isotonic.anchored
+    if isinstance(wanted, list):
+        wanted = choose_num_bins(probabilities, labels, weights, wanted, anchored)
+    num_bins = min(wanted, int((weights > 0).sum()))
+    fitted = fit_isotonic(probabilities, labels, weights, num_bins, anchored=anchored)
     if rank() == 0:
         write_json(isotonic_path(config.training.save_dir), identity | {"click": fitted.to_dict()})
         logger.info("isotonic calibration of step %d: %d points from %d rows", step, num_bins, len(labels))
