@@ -10,9 +10,11 @@ embeddings of dim 16, hidden layers of 256 and 128, batch 4,096, one epoch, loss
 scale of the embeddings, Adam's rate for the layers.
 
 Not equal: each system's own way with embeddings. tml updates those of a batch by row-wise Adagrad; Keras's Adam updates
-all rows of all tables in every step, which is what `keras.optimizers.Adam` does. Keras's rows are decoded and scaled
-to arrays in memory before its clock starts, and its tf.data pipeline only gathers batches by shuffled places; tml reads
-its rows from parquet while it trains. Keras runs without XLA and with several steps a call (settings.py).
+all rows of all tables in every step, which is what `keras.optimizers.Adam` does. tml's model has a linear part beside
+the hidden layers (`wide`), one unit more of the first layer for each output; Keras's has none. Keras's rows are decoded
+and scaled to arrays in memory before its clock starts, and its tf.data pipeline only gathers batches by shuffled
+places; tml reads its rows from parquet while it trains. Keras runs without XLA and with several steps a call
+(settings.py).
 
 Rate = examples trained / seconds of training. The interval is
   tml:   from before the first row is read to the end of the last step: reading, shuffling, checking, forward, backward,

@@ -29,6 +29,8 @@ class Settings:
         seed: of initial values and the order of rows.
         dense_rate: Adam's rate, of tml's layers and of all that Keras learns.
         table_rate: row-wise Adagrad's, of tml's embeddings.
+        table_eps: added to the root of its accumulator; near the size of a gradient, so that rare ids do not leap.
+        wide: tml's linear part beside the layers (`model.mlp.wide`), which the Keras model has not.
         init_scale: standard deviation of the initial embeddings.
         steps_per_call: steps of a call of Keras's compiled function.
     """
@@ -43,6 +45,8 @@ class Settings:
     seed: int = 0
     dense_rate: float = 1e-3
     table_rate: float = 0.05
+    table_eps: float = 1e-4
+    wide: bool = True
     init_scale: float = 0.01
     steps_per_call: int = 8
 
@@ -67,7 +71,8 @@ def ranker_config(settings: Settings, data: Path) -> dict[str, Any]:
         "embedding_dim": settings.dim,
         "hidden_sizes": list(settings.hidden_sizes),
         "init_scale": settings.init_scale,
-        "table_optimizer": {"rowwise_adagrad": {"learning_rate": settings.table_rate}},
+        "wide": settings.wide,
+        "table_optimizer": {"rowwise_adagrad": {"learning_rate": settings.table_rate, "eps": settings.table_eps}},
         "dense_optimizer": {"adam": {"learning_rate": settings.dense_rate}},
     }
     loss = {"click_label": CLICK}
