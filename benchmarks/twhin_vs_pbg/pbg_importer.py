@@ -1,6 +1,6 @@
 """PyTorch-BigGraph's own importer of a table of edges; runs in the environment that setup_pbg.sh makes, without tml.
 
-    pbg_importer.py worker JOB.json
+pbg_importer.py worker JOB.json
 """
 
 import json
