@@ -1,4 +1,4 @@
-"""Chunks: a batch of edges is cut into groups of one type signature that share their negatives, relation by relation.
+"""Chunks: a batch of edges is cut into groups of one type signature that share their negatives.
 
 Letters: `B` edges, `C` edges in a chunk, `G` uniform negatives of a chunk and side, `S` chunks, `W = 2 (C + G)`
 nodes of a chunk.
@@ -134,9 +134,6 @@ class ChunkAssembler:
         relations = schema.relations
         signatures = sorted({_signature(relation) for relation in relations})
         self._signatures = signatures
-        # Edges of a relation come together, so that most chunks have one: both sides then share scores.
-        order = sorted(range(len(relations)), key=lambda rel: signatures.index(_signature(relations[rel])))
-        self._place_of_rel = np.argsort(order)
         self._signature_of_rel = np.array([signatures.index(_signature(relation)) for relation in relations])
         self._weight_of_rel = np.array([(weights or {}).get(r.name, 1.0) for r in relations], dtype=np.float32)
         self._num_rows = np.array(
@@ -175,7 +172,7 @@ class ChunkAssembler:
         )
         slots = self._slots(counts, num_chunks)
         columns = []
-        order = np.argsort(self._place_of_rel[edges.rel], kind="stable")
+        order = np.argsort(signature, kind="stable")
         for name in ("lhs", "rel", "rhs"):
             column = np.zeros(len(chunk_signature) * self.shape.size, dtype=np.int64)
             column[slots] = getattr(edges, name)[order]
@@ -184,7 +181,7 @@ class ChunkAssembler:
         filled[slots] = True
         filled = filled.reshape(-1, self.shape.size)
         lhs, rel, rhs = columns
-        # Padding has the relation of its chunk's last edge, so that it does not part a chunk of one relation.
+        # Padding has the relation of its chunk's last edge, so that it adds no relation to the chunk.
         return chunk_signature, (lhs, np.where(filled, rel, rel[:, -1:]), rhs, filled)
 
     def _least_chunks(self, block_size: int) -> int:

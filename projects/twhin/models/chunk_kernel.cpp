@@ -118,6 +118,9 @@ float penalty(int kind, int op, const float *x, float *by_x, float factor, int64
   return factor * total;
 }
 
+// Relations of a chunk whose in-batch scores both sides can share.
+constexpr size_t kMaxKinds = 8;
+
 struct EdgeLoss {
   float loss, by_positive;
 };
@@ -253,11 +256,16 @@ class Chunk {
         width(padded(count)),
         stride(width + 2 * kLanes),
         skipped(a.size - a.num_in_batch),
+        kind_of(a.size),
+        square(padded(a.size) * padded(a.size)),
+        difference(kMaxKinds * padded(a.size)),
+        translations(kMaxKinds * a.dim),
+        by_end(a.size),
         products(a),
         by_queries(a.size * a.dim) {
     for (Side &side : sides) {
       side.queries.resize(a.size * a.dim);
-      side.scores.resize(a.size * stride);
+      side.scores.resize(padded(a.size) * stride);
       side.bias.resize(a.size);
       side.by_positive.resize(a.size);
     }
@@ -269,22 +277,21 @@ class Chunk {
     rel = a.rel + number * a.size;
     weight = a.weight + number * a.size;
     for (float *by_rows : a.by_rows) std::fill_n(by_rows + number * nodes, nodes, 0.0f);
-    // An edge's score against another edge's end is also that edge's score against its end, if their relations are one:
-    // it is made, and derived, once for both sides.
-    const bool once = !skipped && !a.inverse && std::count(rel, rel + a.size, rel[0]) == a.size;
+    sort_relations();
+    // An edge's score against another edge's end is nearly that edge's score against its end: the same product of rows, with
+    // another relation. Where relations differ, the difference of two translations is known without another product of all pairs.
+    const bool once = !skipped && !a.inverse && (kinds.size() == 1 || a.op == kIdentity || (a.op == kTranslation && kinds.size() <= kMaxKinds));
     for (int corrupted : {0, 1}) set_up(number, corrupted, once, by_params, by_inverse);
     Side &lhs = sides[0], &rhs = sides[1];
     const int64_t first = once ? a.size : 0;
+    move_ends(rhs);
+    move_ends(lhs);
     score(rhs, 0);
+    if (once) share_scores(lhs, rhs);
     score(lhs, first);
-    if (once)
-      for (int64_t i = 0; i < a.size; i++)
-        for (int64_t j = 0; j < a.size; j++) lhs.scores[i * stride + j] = rhs.scores[j * stride + i];
     float total = edge_losses(rhs, a.positive + number * a.size);
     total += edge_losses(lhs, nullptr);
-    if (once)
-      for (int64_t i = 0; i < a.size; i++)
-        for (int64_t j = 0; j < a.size; j++) rhs.scores[i * stride + j] += lhs.scores[j * stride + i];
+    if (once) share_derivatives(lhs, rhs);
     derive(rhs, 0);
     derive(lhs, first);
     return a.regularizer == kNone ? total : total + penalties(number);
@@ -312,19 +319,80 @@ class Chunk {
     side.has_bias = translated && (once || a.loss == kLogistic);
   }
 
+  void move_ends(Side &side) {
+    for (int64_t i = 0; i < a.size; i++) {
+      const float *kept = side.kept + i * a.dim, *params = side.params + rel[i] * a.dim;
+      move(side.op, kept, params, side.sign, side.queries.data() + i * a.dim, a.dim);
+      side.bias[i] = side.has_bias ? dot(params, kept, a.dim) : 0.0f;
+    }
+  }
+
   // Scores of the candidates from `first` on.
   void score(Side &side, int64_t first) {
-    const float *candidates = side.own + (skipped + first) * a.dim;
-    float *queries = side.queries.data(), *scores = side.scores.data();
-    for (int64_t i = 0; i < a.size; i++) {
-      move(side.op, side.kept + i * a.dim, side.params + rel[i] * a.dim, side.sign, queries + i * a.dim, a.dim);
-      side.bias[i] = side.has_bias ? dot(side.params + rel[i] * a.dim, side.kept + i * a.dim, a.dim) : 0.0f;
-    }
+    const float *candidates = side.own + (skipped + first) * a.dim, *queries = side.queries.data();
+    float *scores = side.scores.data();
     products.make_scores(a.size, count - first, a.dim, queries, candidates, scores + first, stride);
     if (side.has_bias)
       for (int64_t i = 0; i < a.size; i++)
         for (int64_t j = first; j < count; j++) scores[i * stride + j] += side.bias[i];
   }
+
+  // The relations of the chunk, and each edge's place among them.
+  void sort_relations() {
+    kinds.clear();
+    for (int64_t i = 0; i < a.size; i++) {
+      const auto found = std::find(kinds.begin(), kinds.end(), rel[i]);
+      kind_of[i] = found - kinds.begin();
+      if (found == kinds.end()) kinds.push_back(rel[i]);
+    }
+  }
+
+  // In-batch scores of corrupted left-hand sides from those of corrupted right-hand sides. With translations s and t of edges j
+  // and i: (x + t) . y = (x + s) . y - s . y + t . y, for x of edge j and y of edge i.
+  void share_scores(Side &lhs, const Side &rhs) {
+    const int64_t size = a.size, width = padded(size);
+    if (has_differences())
+      for (size_t kind = 0; kind < kinds.size(); kind++) {
+        std::copy_n(a.params + kinds[kind] * a.dim, a.dim, translations.data() + kind * a.dim);
+        for (int64_t i = 0; i < size; i++)
+          difference[kind * width + i] = lhs.bias[i] - dot(translations.data() + kind * a.dim, lhs.kept + i * a.dim, a.dim);
+      }
+    for (int64_t j = 0; j < size; j++) {
+      const float *from = rhs.scores.data() + j * stride, *more = difference.data() + kind_of[j] * width;
+      float *to = square.data() + j * width;
+      for (int64_t i = 0; i < size; i++) to[i] = has_differences() ? from[i] + more[i] : from[i];
+    }
+    transpose(size, width, square.data(), width, lhs.scores.data(), stride);
+  }
+
+  // The derivatives by these scores go where the scores came from.
+  void share_derivatives(const Side &lhs, Side &rhs) {
+    const int64_t size = a.size, width = padded(size);
+    transpose(size, width, lhs.scores.data(), stride, square.data(), width);
+    for (int64_t j = 0; j < size; j++) {
+      const float *from = square.data() + j * width;
+      float *to = rhs.scores.data() + j * stride;
+      for (int64_t i = 0; i < size; i++) to[i] += from[i];
+    }
+    if (!has_differences()) return;
+    // What `difference` was: edge i's own translation's product, less that of edge j's.
+    std::vector<float> &by_product = difference;
+    std::fill(by_product.begin(), by_product.end(), 0.0f);
+    std::fill(by_end.begin(), by_end.end(), 0.0f);
+    for (int64_t j = 0; j < size; j++) {
+      const float *from = square.data() + j * width;
+      float *by_kind = by_product.data() + kind_of[j] * width;
+      for (int64_t i = 0; i < size; i++) by_kind[i] -= from[i], by_end[i] += from[i];
+    }
+    for (int64_t i = 0; i < size; i++) by_product[kind_of[i] * width + i] += by_end[i];
+    const int64_t num_kinds = kinds.size();
+    multiply<Float32>(size, a.dim, num_kinds, by_product.data(), 1, width, translations.data(), a.dim, lhs.by_kept, a.dim, true);
+    multiply<Float32>(num_kinds, a.dim, size, by_product.data(), width, 1, lhs.kept, a.dim, translations.data(), a.dim, false);
+    for (int64_t kind = 0; kind < num_kinds; kind++)
+      for (int64_t d = 0; d < a.dim; d++) lhs.by_params[kinds[kind] * a.dim + d] += translations[kind * a.dim + d];
+  }
+
+  bool has_differences() const { return kinds.size() > 1 && a.op == kTranslation; }
 
   // The weighted losses of the edges; their derivatives by the scores take the scores' place.
   float edge_losses(Side &side, float *positives) {
@@ -400,6 +468,8 @@ class Chunk {
   const int64_t *rel = nullptr;
   const float *weight = nullptr;
   Side sides[2];
+  std::vector<int64_t> kinds, kind_of;
+  std::vector<float> square, difference, translations, by_end;  // for in-batch scores that both sides share
   Products<Kind> products;
   std::vector<float> by_queries;
 };
