@@ -57,6 +57,12 @@ class MlpConfig(BaseConfig):
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="Share of the hidden units that a training step leaves out of each row."
     )
+    embedding_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of a row's embeddings that a training step replaces by zeros, each as a whole.",
+    )
     wide: bool = Field(
         default=False,
         description="A linear model of the whole input, added to each output: the effect of an id is learnt sooner "

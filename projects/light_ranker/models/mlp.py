@@ -83,6 +83,7 @@ class RankerHead(nn.Module):
             config.interaction, num_embeddings, self.embedding_dim, self.inputs.num_columns, width, names
         )
         self.num_columns = width + (self.interaction.output_size if isinstance(self.interaction, DotProducts) else 0)
+        self.drop = nn.Dropout1d(config.embedding_dropout) if config.embedding_dropout else nn.Identity()
         self.num_wide = len(names) if config.wide else 0
         self.hidden = _hidden_layers(self.num_columns, config.hidden_sizes, self.num_wide, config.dropout)
         if self.num_wide:
@@ -123,7 +124,7 @@ class RankerHead(nn.Module):
         Returns:
             `click` logits and, if it is learnt, `watch_time`, float32 `[B]` each.
         """
-        embeddings = self._blocks.pool(rows, slot_mask, self._mask_slots)
+        embeddings = self.drop(self._blocks.pool(rows, slot_mask, self._mask_slots))
         others = [
             _pooled(feature, values, slot_mask, self._mask_slots)
             for feature, values in zip(self.slots.pretrained, pretrained or [], strict=True)

@@ -131,6 +131,20 @@ def test_the_linear_part_passes_the_hidden_layers_by_and_evaluation_drops_nothin
     assert len(losses) == 3
 
 
+def test_embeddings_are_dropped_as_a_whole_in_training_and_kept_in_evaluation(data):
+    _, slots, model = _build(data, model={"mlp": {"embedding_dropout": 0.25}})
+    batch, taken = _batch(data, slots), []
+    model.hidden[0].register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0].detach()))
+    model.eval()(batch)
+    model.train()(batch)
+    count, dim = len(slots.own) + len(slots.binned), model.head.embedding_dim
+    kept, dropped = (x[:, : count * dim].unflatten(1, (count, dim)) for x in taken)
+    gone = (dropped == 0).all(2) & (kept != 0).any(2)
+    assert 0.1 < gone.float().mean() < 0.4
+    torch.testing.assert_close(dropped, torch.where(gone.unsqueeze(2), 0.0, kept / 0.75))
+    torch.testing.assert_close(taken[0][:, count * dim :], taken[1][:, count * dim :])
+
+
 def test_the_linear_part_begins_as_a_sum_over_embeddings(data):
     config = config_of(tiny_settings(data, "unused", model={"mlp": {"wide": True}}))
     ones = torch.ones(len(data.spec.continuous), dtype=torch.float64)
