@@ -246,7 +246,13 @@ def draw(middle: Point, series: dict[str, tuple[int, ...]], found: dict[Point, l
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(
-        2, len(series), figsize=(2.4 * len(series), 4.2), sharey="row", squeeze=False, layout="constrained"
+        2,
+        len(series),
+        figsize=(2.4 * len(series), 4.2),
+        sharex="col",
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
     )
     for column, (name, values) in enumerate(series.items()):
         costs = [found[replace(middle, **{name: value})] for value in values]
@@ -259,8 +265,12 @@ def draw(middle: Point, series: dict[str, tuple[int, ...]], found: dict[Point, l
             ]
             axes[row][column].errorbar(values, medians, yerr=errors, marker="o", markersize=3, capsize=2)
             axes[row][column].set(xscale="log", yscale="log")
-            axes[row][column].grid(visible=True, which="both", alpha=0.25)
+            axes[row][column].yaxis.set_major_formatter(lambda value, _: _short(value))
+            axes[row][column].yaxis.set_minor_formatter(lambda value, _: _short(value) if _is_round(value) else "")
+            axes[row][column].grid(visible=True, alpha=0.25)
         axes[1][column].set_xlabel(_LABELS[name])
+        axes[1][column].set_xticks(values, [_short(value) for value in values], rotation=45)
+        axes[1][column].xaxis.minorticks_off()
     axes[0][0].set_ylabel("edges/s")
     axes[1][0].set_ylabel("peak memory, MiB")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -276,6 +286,19 @@ _LABELS = {
     "negatives": "negatives a side",
     "batch": "edges of a batch",
 }
+
+
+def _short(value: float) -> str:
+    """200,000 as `200k`, 5,000,000 as `5M`."""
+    for factor, letter in ((1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:g}{letter}"
+    return f"{value:g}"
+
+
+def _is_round(value: float) -> bool:
+    """Whether its first digit is 2 or 5, and the others are 0."""
+    return f"{value:.0e}"[0] in "25"
 
 
 def _named(point: Point) -> str:

@@ -22,6 +22,8 @@ from tml.benchmarks.processes import Finished
 from tml.benchmarks.startup_time import parts_of
 from tml.benchmarks.turns import Measured, Runs, take_turns
 from tml.benchmarks.twhin_vs_pbg.curve import Point, curve_report, edges_after, edges_to_reach
+from tml.benchmarks.twhin_vs_pbg.run import report
+from tml.benchmarks.twhin_vs_pbg.settings import Graph, Settings
 from tml.common.native.compiler import compiled
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -133,6 +135,19 @@ def test_the_time_to_the_other_systems_mrr_is_that_of_the_first_point_that_has_i
     assert "does not reach" in curve_report(points, 50.0, 0.9, 16.0)
 
 
+def test_the_report_against_pbg_has_rates_limit_quality_and_the_way():
+    graph = Graph(Path("unused"), {"user": 10, "tweet": 5}, [("fav", "user", "tweet")])
+    runs = Runs("edges", {"tml": [Measured(1_000, 0.002)], "PBG": [Measured(1_000, 0.01)]})
+    quality = {"tml": {"filtered.mrr": 0.3}, "PBG": {"filtered.mrr": 0.2}}
+    text = report(Settings(), graph, runs, LIMITS, quality, [Point(500, 0.25), Point(1_000, 0.3)])
+    assert "1,000 edges trained, 15 nodes, 1 relations" in text
+    assert "tml / PBG: 5.00" in text
+    assert "500,000 edges/s are 137% of the limit" in text
+    assert "0.10 of PBG's time" in text
+    assert ".2000" in text
+    assert "PBG's final MRR" not in report(Settings(), graph, runs, LIMITS, {}, [])
+
+
 def _problem(**changes):
     problem = {"entities": 40, "relations": 3, "edges": 400, "evaluated": 90, "dim": 6, "operator": "translation"}
     return evaluation_speed.make_problem(**{**problem, "seed": 0, **changes})
@@ -221,6 +236,11 @@ def test_series_share_the_point_in_the_middle():
 def test_negatives_are_half_in_batch(negatives, expected):
     point = scaling.Point(negatives=negatives)
     assert (point.in_batch, point.uniform) == expected
+
+
+@pytest.mark.parametrize(("value", "shown"), [(32, "32"), (1_000, "1k"), (200_000, "200k"), (5_000_000, "5M")])
+def test_numbers_of_the_plot_are_short(value, shown):
+    assert scaling._short(value) == shown
 
 
 def test_ten_users_to_three_tweets():
