@@ -36,7 +36,7 @@ _OPERATIONS_OF_LAYER, _OPERATIONS_AROUND, _OPERATIONS_OF_SHARDING = 9, 120, 150
 
 # Seconds of one core: of a row, and of a value of it, to check and arrange; and to decode a value. From the probe of
 # the machine that docs/planning.md describes.
-_ROW_S, _VALUE_S, _DECODE_S = 50e-9, 12e-9, 6e-9
+_ROW_S, _VALUE_S, _DECODE_S = 80e-9, 20e-9, 12e-9
 
 
 def count_examples(config: LightRankerConfig) -> int:

@@ -76,7 +76,7 @@ _OPERATIONS_OF_SHARDING = 150
 
 # Seconds of one core: of an edge, of a looked-up row and of a pair that is compared; and to decode an edge. From the
 # probe of the machine that docs/planning.md describes.
-_EDGE_S, _ROW_S, _PAIR_S, _DECODE_S = 150e-9, 15e-9, 1.2e-9, 60e-9
+_EDGE_S, _ROW_S, _PAIR_S, _DECODE_S = 100e-9, 5e-9, 0.6e-9, 60e-9
 # lhs, rel, rhs as int64.
 _EDGE_BYTES = 24
 # A batch of so many edges shows what a larger one costs.
