@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from tml.common import native
 from tml.common.modules.table_layout import FusedKind, FusedOptimizerSpec
 from tml.common.native.compiler import compiled
-from tml.common.profiling import phase
+from tml.common.profiling import kernel, phase
 
 SOURCE = Path(native.__file__).with_name("rows.cpp")
 # The numbers of the rules in rows.cpp.
@@ -86,10 +86,11 @@ class RowKernel(nn.Module):
         num_bags, dim = len(offsets) - 1, self.weight.shape[1]
         rows = torch.empty(num_bags, dim)
         ids, offsets = _packed(ids), _packed(offsets)
-        self._library.tml_look_up(
-            _pointer(self.weight), _int64(dim), _pointer(ids), _pointer(offsets), _int64(num_bags), _pointer(rows),
-            torch.get_num_threads(),
-        )  # fmt: skip
+        with kernel("look_up"):
+            self._library.tml_look_up(
+                _pointer(self.weight), _int64(dim), _pointer(ids), _pointer(offsets), _int64(num_bags), _pointer(rows),
+                torch.get_num_threads(),
+            )  # fmt: skip
         return rows
 
     @torch.no_grad()
@@ -101,11 +102,12 @@ class RowKernel(nn.Module):
             self._update_by_operations(ids, offsets, gradient)
             return
         ids, offsets, gradient = _packed(ids), _packed(offsets), gradient.contiguous()
-        self._library.tml_update(
-            _KINDS.index(self._kind), _pointer(self.weight), _pointer(self.state), *map(_int64, self.weight.shape),
-            _pointer(ids), _pointer(offsets), _int64(len(offsets) - 1), _pointer(gradient),
-            ctypes.c_float(self._learning_rate), ctypes.c_float(self._eps), torch.get_num_threads(),
-        )  # fmt: skip
+        with kernel("update"):
+            self._library.tml_update(
+                _KINDS.index(self._kind), _pointer(self.weight), _pointer(self.state), *map(_int64, self.weight.shape),
+                _pointer(ids), _pointer(offsets), _int64(len(offsets) - 1), _pointer(gradient),
+                ctypes.c_float(self._learning_rate), ctypes.c_float(self._eps), torch.get_num_threads(),
+            )  # fmt: skip
 
     def _update_by_operations(self, ids: Tensor, offsets: Tensor, gradient: Tensor) -> None:
         ordered, place = torch.sort(ids, stable=True)

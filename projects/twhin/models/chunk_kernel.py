@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tml.common.native.compiler import compiled
+from tml.common.profiling import kernel
 from tml.projects.twhin.models.chunk_runs import ChunkRun
 
 _SOURCE = Path(__file__).with_name("chunk_kernel.cpp")
@@ -125,5 +126,6 @@ class ChunkKernel:
             losses=losses.data_ptr(),
             positive=positive.data_ptr(),
         )
-        self._losses_of(ctypes.byref(arguments))
+        with kernel("chunk_losses"):
+            self._losses_of(ctypes.byref(arguments))
         return losses, positive, sums.sum(0)
