@@ -25,9 +25,10 @@ from tml.core.held_out import (
 METRICS = {"mrr": 0.25, "sampled.hits@1": 0.125, "loss": math.inf, "other": 3.0}
 
 
-def test_metrics_go_to_the_log_a_file_and_the_record(tmp_path, caplog) -> None:
-    logging.getLogger("tml").propagate = True
-    with caplog.at_level(logging.INFO):
+def test_metrics_go_to_the_log_a_file_and_the_record(tmp_path, caplog, monkeypatch) -> None:
+    # A run in this process has set the logger up for itself.
+    monkeypatch.setattr(logging.getLogger("tml"), "propagate", True)
+    with caplog.at_level(logging.INFO, logger="tml"):
         report_metrics(toy_config(tmp_path), "test", 7, METRICS, ("hits@1", "mrr"))
     assert "test metrics at step 7: sampled.hits@1 0.1250, mrr 0.2500" in caplog.messages
     finite = METRICS | {"loss": None}

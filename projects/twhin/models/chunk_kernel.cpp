@@ -280,7 +280,8 @@ class Chunk {
     sort_relations();
     // An edge's score against another edge's end is nearly that edge's score against its end: the same product of rows, with
     // another relation. Where relations differ, the difference of two translations is known without another product of all pairs.
-    const bool once = !skipped && !a.inverse && (kinds.size() == 1 || a.op == kIdentity || (a.op == kTranslation && kinds.size() <= kMaxKinds));
+    const bool is_known = kinds.size() == 1 || a.op == kIdentity || (a.op == kTranslation && kinds.size() <= kMaxKinds);
+    const bool once = !skipped && !a.inverse && is_known;
     for (int corrupted : {0, 1}) set_up(number, corrupted, once, by_params, by_inverse);
     Side &lhs = sides[0], &rhs = sides[1];
     const int64_t first = once ? a.size : 0;
