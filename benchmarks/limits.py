@@ -72,16 +72,19 @@ class TwhinWork:
         dim: length of an embedding.
         in_batch: in-batch negatives a side, as many as a chunk has edges (64 if it is 0, as in the config).
         uniform: uniform negatives of a chunk and side.
+        shared_in_batch: in-batch scores are made once for both sides, as under translation and dot product they can be.
     """
 
     dim: int
     in_batch: int
     uniform: int
+    shared_in_batch: bool = False
 
     @property
     def flops(self) -> float:
         """Of an edge's products with the candidates of both sides."""
-        return _SIDES * _SCORE_PRODUCTS * 2.0 * (self.in_batch + self.uniform) * self.dim
+        candidates = (1 if self.shared_in_batch else _SIDES) * self.in_batch + _SIDES * self.uniform
+        return _SCORE_PRODUCTS * 2.0 * candidates * self.dim
 
     @property
     def rows(self) -> float:

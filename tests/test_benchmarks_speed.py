@@ -82,6 +82,7 @@ def test_the_work_of_an_edge_by_hand():
     # Two sides, three products of 100 candidates times 128 values; two ends, and a hundred uniform nodes for 50 edges.
     assert work.flops == 2 * 3 * 2 * 100 * 128
     assert work.rows == 4
+    assert TwhinWork(128, 50, 50, shared_in_batch=True).flops == work.flops - 3 * 2 * 50 * 128
     assert TwhinWork(64, 0, 128).rows == 2 + 2 * 128 / 64
 
 

@@ -141,7 +141,7 @@ def report(
     )
     learnt = {name: {"MRR": m.get("filtered.mrr"), "Hits@10": m.get("filtered.hits@10")} for name, m in quality.items()}
     ours = runs.seconds("tml").median
-    of_edge = TwhinWork(settings.dim, settings.in_batch, settings.uniform)
+    of_edge = TwhinWork(settings.dim, settings.in_batch, settings.uniform, shared_in_batch=True)
     parts = [work, runs.report(learnt), f"tml: {share_of_limit(limits, of_edge, num_edges / ours)}"]
     if points:
         theirs = runs.seconds("PBG").median

@@ -21,7 +21,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from tml.common.modules.embedding_tables import ShardedTables, init_rows
 from tml.common.modules.table_layout import FusedKind, FusedOptimizerSpec
 
-_OPTIMIZER_CLASSES: dict[FusedKind, type[torch.optim.Optimizer]] = {
+OPTIMIZER_CLASSES: dict[FusedKind, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adagrad": torch.optim.Adagrad,
     "rowwise_adagrad": RowWiseAdagrad,
@@ -53,7 +53,7 @@ class ShardedModel(DistributedModelParallel):
         for group in tables.layout.groups:
             # A fresh dict each time: the callee rewrites the caller's.
             apply_optimizer_in_backward(
-                _OPTIMIZER_CLASSES[group.optimizer.kind],
+                OPTIMIZER_CLASSES[group.optimizer.kind],
                 tables.bags.embedding_bags[group.name].parameters(),
                 _optimizer_arguments(group.optimizer),
             )

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
 from torch import nn
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
@@ -19,22 +18,14 @@ from torchrec.distributed.planner.storage_reservations import FixedAbsoluteStora
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ModuleSharder
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
-from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from tml.common.device import ACCELERATOR_TYPE
 from tml.common.modules.embedding_tables import ShardedTables
-from tml.common.modules.table_layout import FusedKind, TableLayout
+from tml.common.modules.sharding import OPTIMIZER_CLASSES
+from tml.common.modules.table_layout import TableLayout
 from tml.core.planning.cluster import Cluster
 from tml.core.planning.tables import rows_of_rank
 from tml.core.planning.workload import Workload
-
-# The planner asks for the class alone, to know the size of its states.
-_OPTIMIZER_CLASSES: dict[FusedKind, type[torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adagrad": torch.optim.Adagrad,
-    "rowwise_adagrad": RowWiseAdagrad,
-    "adam": torch.optim.Adam,
-}
 
 
 @dataclass(frozen=True)
@@ -119,7 +110,8 @@ def _planned(
     bags = ShardedTables(layout).bags
     for group in layout.groups:
         parameters = bags.embedding_bags[group.name].parameters()
-        apply_optimizer_in_backward(_OPTIMIZER_CLASSES[group.optimizer.kind], parameters, {"lr": 0.01})
+        # The planner asks for the class alone, to know the size of its states.
+        apply_optimizer_in_backward(OPTIMIZER_CLASSES[group.optimizer.kind], parameters, {"lr": 0.01})
     constraints = {
         group.name: ParameterConstraints(
             sharding_types=sharding_types, pooling_factors=[1.0], batch_sizes=[work.num_ids]
