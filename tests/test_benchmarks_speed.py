@@ -143,7 +143,7 @@ def test_the_report_against_pbg_has_rates_limit_quality_and_the_way():
     text = report(Settings(), graph, runs, LIMITS, quality, [Point(500, 0.25), Point(1_000, 0.3)])
     assert "1,000 edges trained, 15 nodes, 1 relations" in text
     assert "tml / PBG: 5.00" in text
-    assert "500,000 edges/s are 137% of the limit" in text
+    assert "500,000 edges/s are 118% of the limit" in text
     assert "0.10 of PBG's time" in text
     assert ".2000" in text
     assert "PBG's final MRR" not in report(Settings(), graph, runs, LIMITS, {}, [])
