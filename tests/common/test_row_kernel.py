@@ -6,8 +6,6 @@ Letters: `V` rows of the table, `K` ids of a look-up, `B` bags, `D` embedding di
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -189,13 +187,6 @@ def test_several_steps_equal_those_of_fbgemms_kernel(kind: FusedKind) -> None:
     if kind != "sgd":
         (state,) = kernel.states()
         torch.testing.assert_close(state, fused.split_optimizer_states()[0][0], rtol=1e-4, atol=1e-5)
-
-
-@pytest.fixture
-def keep_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("keep_threads")

@@ -167,13 +167,6 @@ def test_bfloat16_products_differ_by_their_rounding(size: int, in_batch: int, nu
     assert any(not torch.equal(one, other) for one, other in zip(found, exact, strict=True))
 
 
-@pytest.fixture
-def keep_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("keep_threads")
 def test_one_two_and_three_threads_give_the_same_bits() -> None:
     shape = ChunkShape(10, 10, 7)
