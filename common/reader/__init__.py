@@ -3,6 +3,6 @@
 `parquet_reader` reads files, `flight` reads through another machine that decodes them.
 """
 
-from tml.common.reader.parquet_reader import ParquetReader, RowBatch
+from tml.common.reader.parquet_reader import ParquetReader, RowBatch, joined_columns
 
-__all__ = ["ParquetReader", "RowBatch"]
+__all__ = ["ParquetReader", "RowBatch", "joined_columns"]

@@ -59,9 +59,7 @@ class RowBatch:
 
     def joined(self, names: Sequence[str], dtype: np.dtype) -> np.ndarray:
         """Columns side by side `[num_rows, len(names)]`; nothing is copied for neighbours of one type."""
-        if not names:
-            return np.empty((self.num_rows, 0), dtype)
-        return _neighbours([self.columns[name] for name in names], dtype)
+        return joined_columns(self.columns, names, dtype, self.num_rows)
 
 
 class ParquetReader:
@@ -308,15 +306,21 @@ def _columns_of(dtypes: Mapping[str, np.dtype], blocks: _Blocks) -> Columns:
     return {name: blocks[dtype][:, next(places[dtype])] for name, dtype in dtypes.items()}
 
 
-def _neighbours(columns: Sequence[np.ndarray], dtype: np.dtype) -> np.ndarray:
-    """`np.stack(columns, axis=1)`, without a copy where they are neighbouring columns of one array."""
-    block = columns[0].base
-    if block is not None and block.ndim == 2 and all(column.base is block for column in columns):
+def joined_columns(
+    columns: Mapping[str, np.ndarray], names: Sequence[str], dtype: np.dtype, num_rows: int
+) -> np.ndarray:
+    """Some columns side by side `[num_rows, len(names)]`, without a copy where they are neighbours in one array."""
+    if not names:
+        return np.empty((num_rows, 0), dtype)
+    chosen = [columns[name] for name in names]
+    block = chosen[0].base
+    # A slice of a column has the same base and begins elsewhere: it is copied.
+    if block is not None and block.ndim == 2 and all(c.base is block and len(c) == len(block) for c in chosen):
         start, step = block.__array_interface__["data"][0], block.itemsize
-        places = [(column.__array_interface__["data"][0] - start) // step for column in columns]
+        places = [(column.__array_interface__["data"][0] - start) // step for column in chosen]
         if block.dtype == dtype and places == list(range(places[0], places[0] + len(places))):
             return block[:, places[0] : places[0] + len(places)]
-    return np.stack(columns, axis=1).astype(dtype, copy=False)
+    return np.stack(chosen, axis=1).astype(dtype, copy=False)
 
 
 def _prefetched(jobs: Iterator[Callable[[], _DecodedWindow]]) -> Generator[_DecodedWindow, None, None]:

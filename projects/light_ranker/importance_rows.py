@@ -9,6 +9,7 @@ import torch
 
 from tml.common.errors import ConfigError
 from tml.common.modules.calibrators import Isotonic
+from tml.common.reader import joined_columns
 from tml.core.config.base_config import did_you_mean
 from tml.core.custom_training_loop import evaluate
 from tml.projects.light_ranker.config import TrainDataConfig
@@ -75,18 +76,15 @@ class HeldOutRows:
 
     def _batch(self, columns: Mapping[str, np.ndarray]) -> RankerBatch:
         spec = self._trained.spec
+
+        def joined(names: list[str], dtype: type) -> np.ndarray:
+            return joined_columns(columns, names, np.dtype(dtype), len(columns["w"]))
+
         rows = EncodedRows(
-            _joined(columns, [name for feature in spec.ids for name in feature.columns()], np.int64),
-            _joined(columns, [name for feature in spec.continuous for name in feature.columns()], np.float32),
-            _joined(columns, [name for feature in spec.vectors for name in feature.columns()], np.float32),
+            joined([name for feature in spec.ids for name in feature.columns()], np.int64),
+            joined([name for feature in spec.continuous for name in feature.columns()], np.float32),
+            joined([name for feature in spec.vectors for name in feature.columns()], np.float32),
         )
-        labels = _joined(columns, [f"y.{label.name}" for label in spec.labels], np.float32)
+        labels = joined([f"y.{label.name}" for label in spec.labels], np.float32)
         group = columns["group"] if spec.has_group else None
         return batch_in_memory(spec, self._trained.model.slots, rows, labels, columns["w"], group)
-
-
-def _joined(columns: Mapping[str, np.ndarray], names: list[str], dtype: type) -> np.ndarray:
-    joined: np.ndarray = np.empty((len(columns["w"]), len(names)), dtype)
-    for place, name in enumerate(names):
-        joined[:, place] = columns[name]
-    return joined

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tml.common.batch import Cursor
 from tml.common.errors import CheckpointError, ConfigError, DataError
-from tml.common.reader import ParquetReader
+from tml.common.reader import ParquetReader, joined_columns
 from tml.common.reader.order import EpochOrder, Segment, cut_segments
 
 COLUMNS = {"row": pa.int64()}
@@ -305,6 +305,10 @@ def test_neighbouring_columns_of_a_type_are_joined_without_a_copy_and_any_others
         joined = batch.joined(names, np.dtype(np.int64))
         assert np.array_equal(joined, np.stack([numbers[name] for name in names], axis=1))
         assert np.shares_memory(joined, batch.columns["b"]) == shares
+    later = {name: column[2:] for name, column in batch.columns.items()}
+    assert np.array_equal(
+        joined_columns(later, ["a", "b"], np.dtype(np.int64), 4), batch.joined(["a", "b"], np.dtype(np.int64))[2:]
+    )
     joined = batch.joined(["a", "x"], np.dtype(np.float32))
     assert joined.dtype == np.float32
     assert np.array_equal(joined, np.stack([numbers["a"], numbers["x"]], axis=1))

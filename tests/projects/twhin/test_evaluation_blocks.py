@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from itertools import product
 
 import pytest
@@ -28,11 +27,7 @@ from tml.projects.twhin.models.relations import RelationScorer
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def _threads_of_before() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("keep_threads")
 
 
 @pytest.mark.parametrize(
