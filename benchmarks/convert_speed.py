@@ -23,7 +23,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tml.benchmarks.harness import DATA, RESULTS, RUNS, circumstances, parse_count, write_record
+from tml.benchmarks.harness import DATA, RUNS, argument_parser, circumstances, parse_count, write_record
 from tml.benchmarks.peers import pbg_versions, run_worker, set_up_pbg
 from tml.benchmarks.processes import run_measured
 from tml.benchmarks.turns import Measured, take_turns
@@ -38,7 +38,7 @@ def main() -> None:
     arguments = _parse_arguments()
     python = set_up_pbg()
     edges = sample_edges(arguments.edges)
-    record: dict[str, Any] = {"circumstances": circumstances() | {"pbg_versions": pbg_versions(python)}}
+    record: dict[str, Any] = {"circumstances": circumstances() | {"peers": {"PBG": pbg_versions(python)}}}
     found: dict[str, dict[str, Any]] = {}
     contestants: dict[str, Callable[[], Measured]] = {
         "tml": lambda: convert_with_tml(edges, found),
@@ -95,10 +95,8 @@ def require_equal(found: dict[str, dict[str, Any]]) -> None:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, rounds="conversions by each system, taking turns")
     parser.add_argument("--edges", type=parse_count, default=2_000_000, help="of the sample graph, such as 200k or 2m")
-    parser.add_argument("--rounds", type=int, default=3, help="conversions by each system, taking turns")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     return parser.parse_args()
 
 

@@ -29,9 +29,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tml.benchmarks.harness import RESULTS, RUNS, circumstances, parse_count, write_record
-from tml.benchmarks.peers import run_worker
-from tml.benchmarks.turns import Measured, take_turns
+from tml.benchmarks.harness import RUNS, argument_parser, circumstances, parse_count, write_record
+from tml.benchmarks.turns import Race
 
 if TYPE_CHECKING:
     import torch
@@ -54,18 +53,10 @@ def main() -> None:
     names = ("entities", "relations", "edges", "evaluated", "dim", "operator", "seed")
     problem = {name: getattr(arguments, name) for name in names}
     record: dict[str, Any] = {"circumstances": circumstances(), "problem": problem}
-    metrics: dict[str, dict[str, float]] = {}
-
-    def contestant(name: str) -> Measured:
-        answer, process = run_worker(
-            Path(__file__).resolve(), {"problem": problem, "name": name}, WORK / name.replace(" ", "-")
-        )
-        metrics[name] = answer["metrics"]
-        require_equal({exact: metrics[exact] for exact in ("tml", "plain") if exact in metrics})
-        return Measured(problem["evaluated"], answer["seconds"], process)
-
-    contestants = {name: (lambda name=name: contestant(name)) for name in ("tml", "tml bf16", "plain")}
-    runs = take_turns(contestants, arguments.rounds, "edges")
+    race = Race(Path(__file__).resolve(), WORK, problem, problem["evaluated"])
+    runs, answers = race.run(("tml", "tml bf16", "plain"), arguments.rounds, "edges")
+    metrics = {name: answer["metrics"] for name, answer in answers.items()}
+    require_equal({name: metrics[name] for name in ("tml", "plain")})
     shown = {"MRR": "filtered.mrr", "Hits@1": "filtered.hits@1", "Hits@10": "filtered.hits@10"}
     columns = {name: {label: found[key] for label, key in shown.items()} for name, found in metrics.items()}
     text = (
@@ -156,7 +147,7 @@ def rank_plainly(edges: EdgeArrays, num_ranked: int, table: torch.Tensor, scorer
 
 
 def require_equal(metrics: dict[str, dict[str, float]]) -> None:
-    """All contestants so far agree.
+    """All contestants agree.
 
     Raises:
         SystemExit: they do not.
@@ -173,7 +164,7 @@ def _power_law(rng: np.random.Generator, size: int, count: int, exponent: float 
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, rounds="evaluations by each contestant, taking turns")
     parser.add_argument("--entities", type=parse_count, default=14_541)
     parser.add_argument("--relations", type=parse_count, default=237)
     parser.add_argument("--edges", type=parse_count, default=310_116, help="that are known, the ranked ones included")
@@ -181,8 +172,6 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--operator", default="translation", help="of every relation")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=3, help="evaluations by each contestant, taking turns")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     return parser.parse_args()
 
 

@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tml.benchmarks.harness import RESULTS, ROOT, circumstances, markdown_table, write_record
+from tml.benchmarks.harness import ROOT, argument_parser, circumstances, markdown_table, write_record
 from tml.benchmarks.runs import convert, data_folder, real_data, train
 
 CONFIGS = ROOT / "projects" / "twhin" / "configs"
@@ -73,13 +73,9 @@ def _row(model: Any, metrics: dict[str, Any], minutes: dict[str, float]) -> dict
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, overrides=True)
     parser.add_argument("--only", default="*", help="part of the config's name after fb15k237_ (a pattern)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a setting of every config"
-    )
     parser.add_argument("--convert-again", action="store_true", help="replace the data of an earlier conversion")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     return parser.parse_args()
 
 

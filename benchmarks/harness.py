@@ -1,4 +1,4 @@
-"""What every benchmark shares: medians and spread, the machine, versions and commit, and the record of a run."""
+"""What benchmarks share: options, medians and spread, the machine, versions and commit, and the record of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -56,6 +56,28 @@ def parse_count(text: str) -> int:
         if number >= 1 and number.is_integer():
             return int(number)
     raise ArgumentTypeError(f"{text!r} is not a positive whole number")
+
+
+def argument_parser(
+    description: str | None, rounds: str | None = None, default_rounds: int = 3, overrides: bool = False
+) -> ArgumentParser:
+    """A benchmark's command line with the options that most of them have.
+
+    Args:
+        description: the docstring of the script, which `--help` shows as it is.
+        rounds: what `--rounds` counts; without it there is no such option.
+        default_rounds: of that option.
+        overrides: whether `--set SECTION.KEY=VALUE` changes tml's config.
+    """
+    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
+    if rounds:
+        parser.add_argument("--rounds", type=parse_count, default=default_rounds, help=rounds)
+    if overrides:
+        parser.add_argument(
+            "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a setting of tml's config"
+        )
+    return parser
 
 
 def machine() -> dict[str, Any]:
@@ -141,12 +163,17 @@ def write_record(folder: Path, name: str, record: Mapping[str, Any], text: str) 
 
 def _describe(where: Mapping[str, Any]) -> str:
     host = where["machine"]
-    installed = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    installed = _listed(where["versions"])
+    peers = "".join(f" {system}: {_listed(versions)}." for system, versions in where.get("peers", {}).items())
     return (
         f"Machine: {host['processor']}, {host['usable_cores']} usable cores, {host['memory_gib']} GiB, "
         f"{' '.join(host['vector_units'])}; load at the start {host['load_before']}. "
-        f"Python {host['python']}, {installed}. Commit {where['commit']}, {where['time']}."
+        f"Python {host['python']}, {installed}.{peers} Commit {where['commit']}, {where['time']}."
     )
+
+
+def _listed(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _cell(value: Any) -> str:

@@ -11,10 +11,9 @@ over both sides of an edge; Recall@10 is the share of a left-hand side's test an
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from tml.benchmarks.harness import RESULTS, ROOT, circumstances, markdown_table, write_record
+from tml.benchmarks.harness import ROOT, argument_parser, circumstances, markdown_table, write_record
 from tml.benchmarks.runs import convert, data_folder, real_data, train
 from tml.core.config import load_config
 from tml.projects.twhin.config import TwhinConfig
@@ -58,13 +57,9 @@ def _shown(metrics: dict[str, float]) -> dict[str, float | None]:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a setting of the config"
-    )
+    parser = argument_parser(__doc__, overrides=True)
     parser.add_argument("--max-edges", type=int, help="rank so many test edges for the baselines (default: all)")
     parser.add_argument("--convert-again", action="store_true", help="replace the data of an earlier conversion")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     return parser.parse_args()
 
 

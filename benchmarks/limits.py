@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tml.benchmarks.harness import RESULTS, RUNS, circumstances, markdown_table, parse_count, write_record
+from tml.benchmarks.harness import RUNS, argument_parser, circumstances, markdown_table, parse_count, write_record
 from tml.benchmarks.processes import run_measured
 
 if TYPE_CHECKING:
@@ -269,14 +269,13 @@ def _row_rate(rate: float) -> str:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--threads", type=int, default=cores, help="that work together (default: all cores)")
     parser.add_argument("--dim", type=int, default=128, help="values of a row")
     parser.add_argument("--table-rows", type=parse_count, default=2_000_000, help="of the table, such as 2m")
     parser.add_argument("--seconds", type=float, default=3.0, help="about, for each rate")
     parser.add_argument("--probe", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     return parser.parse_args()
 
 

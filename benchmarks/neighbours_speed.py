@@ -30,9 +30,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tml.benchmarks.harness import RESULTS, RUNS, circumstances, parse_count, write_record
-from tml.benchmarks.peers import run_worker
-from tml.benchmarks.turns import Measured, take_turns
+from tml.benchmarks.harness import RUNS, argument_parser, circumstances, parse_count, write_record
+from tml.benchmarks.turns import Race
 
 WORK = RUNS / "neighbours_speed"
 _QUERIES_AT_A_TIME = 256
@@ -48,16 +47,9 @@ def main() -> None:
     arguments = _parse_arguments()
     problem = {name: getattr(arguments, name) for name in ("candidates", "queries", "dim", "k", "seed")}
     record: dict[str, Any] = {"circumstances": circumstances(), "problem": problem}
-    here = Path(__file__).resolve()
-    run_worker(here, {"name": "prepare", "problem": problem}, WORK / "prepare")
-    answers: dict[str, dict[str, Any]] = {}
-
-    def contestant(name: str) -> Measured:
-        answers[name], process = run_worker(here, {"name": name, "problem": problem}, WORK / name)
-        return Measured(problem["queries"], answers[name]["seconds"], process)
-
-    contestants = {name: (lambda name=name: contestant(name)) for name in CONTESTANTS}
-    runs = take_turns(contestants, arguments.rounds, "queries")
+    race = Race(Path(__file__).resolve(), WORK, problem, problem["queries"])
+    race.ask("prepare")
+    runs, answers = race.run(tuple(CONTESTANTS), arguments.rounds, "queries")
     truth = answers["numpy"]["found"]
     more = {
         name: {
@@ -201,14 +193,12 @@ def _ids(answers: Sequence[Sequence[tuple[Any, float]]]) -> NDArray[np.int64]:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, rounds="searches by each contestant, taking turns")
     parser.add_argument("--candidates", type=parse_count, default=1_000_000)
     parser.add_argument("--queries", type=parse_count, default=1_000)
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=3, help="searches by each contestant, taking turns")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     return parser.parse_args()
 
 

@@ -22,7 +22,15 @@ from typing import Any
 
 import yaml
 
-from tml.benchmarks.harness import RESULTS, RUNS, Spread, circumstances, markdown_table, parse_count, write_record
+from tml.benchmarks.harness import (
+    RUNS,
+    Spread,
+    argument_parser,
+    circumstances,
+    markdown_table,
+    parse_count,
+    write_record,
+)
 from tml.benchmarks.processes import run_measured
 from tml.benchmarks.runs import planted_graph, train
 from tml.benchmarks.turns import Measured, Runs, take_turns
@@ -56,7 +64,7 @@ def main() -> None:
     rows = [
         {"shape": name}
         | {f"{kind} edges/s": Spread.of(runs.rates(kind)).shown() for kind in ("planned", "trained")}
-        | {"planned / trained": runs.ratio("planned").shown(2)}
+        | {"planned / trained": runs.ratio("planned", "trained").shown(2)}
         for name, runs in found.items()
     ]
     text = f"{markdown_table(rows)}\n\nPhases of the last plans, in ms:\n\n{_phase_table(phases)}"
@@ -109,14 +117,9 @@ def _phase_table(phases: dict[str, dict[str, float]]) -> str:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, rounds="plans and trainings of each shape, taking turns", overrides=True)
     parser.add_argument("--edges", type=parse_count, default=2_000_000, help="of the planted graph, such as 200k or 2m")
     parser.add_argument("--graph", type=Path, help="folder of tml convert, instead of the planted graph")
-    parser.add_argument("--rounds", type=int, default=3, help="plans and trainings of each shape, taking turns")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a setting of the config"
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     return parser.parse_args()
 
 

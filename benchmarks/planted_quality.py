@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tml.benchmarks.harness import RESULTS, RUNS, circumstances, markdown_table, parse_count, write_record
+from tml.benchmarks.harness import RUNS, argument_parser, circumstances, markdown_table, parse_count, write_record
 from tml.benchmarks.runs import evaluate, planted_graph, train
 from tml.benchmarks.twhin_vs_pbg.settings import Graph, Settings, twhin_config
 from tml.core.config import load_config
@@ -57,16 +56,12 @@ def main() -> None:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, overrides=True)
     parser.add_argument("--edges", type=parse_count, default=2_000_000, help="of the graph, such as 200k or 2m")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=Settings().batch_size)
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a setting of the config"
-    )
     parser.add_argument("--max-edges", type=int, help="rank so many test edges for the baselines (default: all)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     return parser.parse_args()
 
 

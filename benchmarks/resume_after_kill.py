@@ -33,7 +33,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tml.benchmarks.harness import RESULTS, RUNS, circumstances, markdown_table, write_record
+from tml.benchmarks.harness import RUNS, argument_parser, circumstances, markdown_table, write_record
 
 NUM_USERS, NUM_TWEETS, BATCH_SIZE, STEPS_PER_EPOCH = 20_000, 8_000, 2_000, 25
 POLL_S, LONGEST_WAIT_S = 0.0005, 120.0
@@ -252,11 +252,10 @@ def _report(kills: list[Kill], faults: list[str], num_steps: int) -> str:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--kills", type=int, default=20, help="kills of each of the two runs (default: 20)")
     parser.add_argument("--threads", type=int, default=2, help="threads of the run (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="of the steps and moments of the kills")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     return parser.parse_args()
 
 

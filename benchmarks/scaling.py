@@ -32,14 +32,13 @@ import yaml
 
 from tml.benchmarks.harness import (
     DATA,
-    RESULTS,
     ROOT,
     RUNS,
     Spread,
+    argument_parser,
     circumstances,
     commit,
     markdown_table,
-    parse_count,
     write_record,
 )
 from tml.benchmarks.limits import TwhinWork
@@ -317,16 +316,11 @@ def _names(text: str) -> Iterable[str]:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, rounds="measurements of every point", overrides=True)
     parser.add_argument("--quick", action="store_true", help="small sizes, one round; draws beside the record")
     parser.add_argument("--only", type=_names, help=f"some of {','.join(SERIES)}")
-    parser.add_argument("--rounds", type=parse_count, default=3, help="measurements of every point")
     parser.add_argument("--restart", action="store_true", help="forget what was measured")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a setting of the config"
-    )
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "scaling.svg", help="file to draw")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     return parser.parse_args()
 
 

@@ -23,7 +23,15 @@ from typing import Any
 
 import yaml
 
-from tml.benchmarks.harness import RESULTS, RUNS, Spread, circumstances, markdown_table, parse_count, write_record
+from tml.benchmarks.harness import (
+    RUNS,
+    Spread,
+    argument_parser,
+    circumstances,
+    markdown_table,
+    parse_count,
+    write_record,
+)
 from tml.benchmarks.peers import run_worker
 from tml.benchmarks.processes import run_measured
 from tml.benchmarks.runs import planted_graph
@@ -71,13 +79,8 @@ def parts_of(ends: dict[str, float]) -> dict[str, float]:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, rounds="starts of each, taking turns", default_rounds=5, overrides=True)
     parser.add_argument("--edges", type=parse_count, default=2_000_000, help="of the planted graph, such as 200k or 2m")
-    parser.add_argument("--rounds", type=int, default=5, help="starts of each, taking turns")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a setting of the config"
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     return parser.parse_args()
 
 

@@ -1,17 +1,23 @@
 """Contestants take turns, A B A B, so that a machine that slows down slows them all; and what came of it as tables.
 
 runs = take_turns({"tml": ours.train, "PBG": theirs.train}, num_rounds=3, unit="edges")
-runs.ratio("tml").shown(2)          # over the last one, the baseline, round by round
+runs.ratio("tml", "PBG").shown(2)          # round by round
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tml.benchmarks.harness import Spread, markdown_table, ratios
+from tml.benchmarks.peers import run_worker
 from tml.benchmarks.processes import Finished
+
+# A table of rounds with more of them is hard to read.
+_MOST_RATIO_COLUMNS = 3
 
 
 @dataclass(frozen=True)
@@ -36,28 +42,31 @@ class Measured:
 
 @dataclass(frozen=True)
 class Runs:
-    """All measurements, by contestant; the last one is the baseline.
+    """All measurements, by contestant.
 
     Attributes:
         unit: what is counted, in the plural: edges, queries.
         by_name: as many of each.
+        baselines: the contestants that the others are held against; the last one if there are none.
     """
 
     unit: str
     by_name: dict[str, list[Measured]]
+    baselines: tuple[str, ...] = ()
 
     @property
-    def baseline(self) -> str:
-        """The contestant that the others are held against."""
-        return list(self.by_name)[-1]
+    def pairs(self) -> list[tuple[str, str]]:
+        """Who is held against whom."""
+        baselines = self.baselines or (list(self.by_name)[-1],)
+        return [(name, baseline) for name in self.by_name if name not in baselines for baseline in baselines]
 
     def rates(self, name: str) -> list[float]:
         """Of a contestant, round by round."""
         return [run.rate for run in self.by_name[name]]
 
-    def ratio(self, name: str) -> Spread:
+    def ratio(self, name: str, baseline: str) -> Spread:
         """How many times as fast as the baseline."""
-        return ratios(self.rates(name), self.rates(self.baseline))
+        return ratios(self.rates(name), self.rates(baseline))
 
     def seconds(self, name: str) -> Spread:
         """Of the measured interval."""
@@ -65,18 +74,14 @@ class Runs:
 
     def record(self) -> dict[str, Any]:
         """What `write_record` keeps: every measurement, and the ratios."""
-        rows = [
-            {"amount": run.amount, "seconds": run.seconds} | (_of_process(run.process) if run.process else {})
-            for runs in self.by_name.values()
-            for run in runs
-        ]
-        names = [name for name, runs in self.by_name.items() for _ in runs]
-        rounds = [number + 1 for runs in self.by_name.values() for number in range(len(runs))]
         described = [
-            {"contestant": name, "round": number} | row for name, number, row in zip(names, rounds, rows, strict=True)
+            {"contestant": name, "round": number, "amount": run.amount, "seconds": run.seconds}
+            | (_of_process(run.process) if run.process else {})
+            for name, runs in self.by_name.items()
+            for number, run in enumerate(runs, start=1)
         ]
-        others = [name for name in self.by_name if name != self.baseline]
-        return {"unit": self.unit, "runs": described, "rate_ratios": {name: self.ratio(name) for name in others}}
+        found = {f"{name} / {baseline}": self.ratio(name, baseline) for name, baseline in self.pairs}
+        return {"unit": self.unit, "runs": described, "rate_ratios": found}
 
     def report(self, more: Mapping[str, Mapping[str, Any]] | None = None) -> str:
         """Rounds, medians and ratios in Markdown.
@@ -87,10 +92,8 @@ class Runs:
         summary = [self._summary(name) | dict((more or {}).get(name, {})) for name in self.by_name]
         keys = dict.fromkeys(key for row in summary for key in row)
         medians = markdown_table([{key: row.get(key) for key in keys} for row in summary])
-        over = [
-            f"{name} / {self.baseline}: {self.ratio(name).shown(2)}." for name in self.by_name if name != self.baseline
-        ]
-        parts = [self._rounds(), "Medians (lowest to highest):", medians, " ".join(over)]
+        over = [f"{name} / {baseline}: {self.ratio(name, baseline).shown(2)}." for name, baseline in self.pairs]
+        parts = [self._rounds(), "Medians (lowest to highest):", medians, "\n".join(f"- {line}" for line in over)]
         return "\n\n".join(part for part in parts if part)
 
     def _rounds(self) -> str:
@@ -99,9 +102,9 @@ class Runs:
             named = dict(zip(self.by_name, runs, strict=True))
             row: dict[str, Any] = {"round": number}
             row |= {f"{name} {self.unit}/s": _rounded(run.rate) for name, run in named.items()}
-            others = [name for name in named if name != self.baseline]
-            label = (lambda name: "ratio") if len(others) == 1 else (lambda name: f"{name} ratio")
-            rows.append(row | {label(name): named[name].rate / named[self.baseline].rate for name in others})
+            if len(self.pairs) <= _MOST_RATIO_COLUMNS:
+                row |= {f"{name} / {other}": named[name].rate / named[other].rate for name, other in self.pairs}
+            rows.append(row)
         return markdown_table(rows)
 
     def _summary(self, name: str) -> dict[str, Any]:
@@ -118,13 +121,16 @@ class Runs:
         return row
 
 
-def take_turns(contestants: Mapping[str, Callable[[], Measured]], num_rounds: int, unit: str) -> Runs:
+def take_turns(
+    contestants: Mapping[str, Callable[[], Measured]], num_rounds: int, unit: str, baselines: Sequence[str] = ()
+) -> Runs:
     """Measure each contestant once a round, in their order, and print every round as it ends.
 
     Args:
-        contestants: the last one is the baseline.
+        contestants: by name.
         num_rounds: at least one.
         unit: what they count, in the plural.
+        baselines: that the others are held against; the last one if there are none.
     """
     found: dict[str, list[Measured]] = {name: [] for name in contestants}
     for number in range(num_rounds):
@@ -132,7 +138,43 @@ def take_turns(contestants: Mapping[str, Callable[[], Measured]], num_rounds: in
             found[name].append(measure())
         latest = ", ".join(f"{name} {_rounded(runs[-1].rate):,}" for name, runs in found.items())
         print(f"round {number + 1}, {unit}/s: {latest}", flush=True)
-    return Runs(unit, found)
+    return Runs(unit, found, tuple(baselines))
+
+
+@dataclass(frozen=True)
+class Race:
+    """Contestants that a script knows as tasks of its own (`script worker JOB.json`), each in a process of its own.
+
+    Attributes:
+        script: of the benchmark; writes an answer with the `seconds` that were measured.
+        folder: of jobs, answers and logs.
+        problem: what the script is told beside the contestant's name.
+        amount: what each does, in the unit of the comparison.
+    """
+
+    script: Path
+    folder: Path
+    problem: Mapping[str, Any]
+    amount: int
+
+    def run(self, names: Sequence[str], num_rounds: int, unit: str) -> tuple[Runs, dict[str, dict[str, Any]]]:
+        """Let the contestants take turns; the last one is the baseline.
+
+        Returns:
+            the measurements, and the last answer of each.
+        """
+        answers: dict[str, dict[str, Any]] = {}
+
+        def measure(name: str) -> Measured:
+            answers[name], process = self.ask(name)
+            return Measured(self.amount, answers[name]["seconds"], process)
+
+        return take_turns({name: partial(measure, name) for name in names}, num_rounds, unit), answers
+
+    def ask(self, name: str) -> tuple[dict[str, Any], Finished]:
+        """A task's answer, and what its process took."""
+        job = {"name": name, "problem": dict(self.problem)}
+        return run_worker(self.script, job, self.folder / name.replace(" ", "-"))
 
 
 def _of_process(process: Finished) -> dict[str, float]:

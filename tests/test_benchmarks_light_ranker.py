@@ -13,8 +13,15 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from tml.benchmarks import bank_marketing, kuairand, kuairand_rows
 from tml.benchmarks.click_data import ITEM, SPREADS, Truth, make_clicks
-from tml.benchmarks.light_ranker_vs_keras.keras_worker import scale
-from tml.benchmarks.light_ranker_vs_keras.settings import Settings, click_features, keras_job, ranker_config
+from tml.benchmarks.light_ranker_vs_keras.peer_rows import Clock, scale
+from tml.benchmarks.light_ranker_vs_keras.run import CONTESTANTS, chosen
+from tml.benchmarks.light_ranker_vs_keras.settings import (
+    Settings,
+    click_features,
+    keras_extras,
+    peer_job,
+    ranker_config,
+)
 from tml.benchmarks.lightgbm_baseline.lightgbm_worker import codes
 from tml.benchmarks.ranker_runs import Predicted, calibration_error, click_scores, rce, watch_scores
 from tml.core.config import parse_config
@@ -106,11 +113,11 @@ def _spec() -> FeatureSpec:
 
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 @pytest.mark.parametrize("bf16", [True, False])
-def test_both_systems_are_asked_for_the_same_work(tmp_path, beta, bf16):
-    settings = Settings(dim=8, hidden_sizes=(32, 16), batch_size=100, beta=beta, bf16=bf16, workers=3, seed=5)
+def test_all_systems_are_asked_for_the_same_work(tmp_path, beta, bf16):
+    settings = Settings(dim=8, hidden_sizes=(32, 16), batch_size=100, beta=beta, workers=3, seed=5)
     _spec().save(tmp_path)
-    ours = parse_config(LightRankerConfig, ranker_config(settings, tmp_path))
-    theirs = keras_job(settings, tmp_path, tmp_path / "out", None)
+    ours = parse_config(LightRankerConfig, ranker_config(settings, tmp_path, bf16))
+    theirs = peer_job(settings, tmp_path, tmp_path / "out", None) | keras_extras(settings, bf16)
     mlp = ours.model.mlp
     assert mlp.embedding_dim == theirs["dim"] == 8
     assert mlp.hidden_sizes == theirs["hidden_sizes"] == [32, 16]
@@ -128,11 +135,33 @@ def test_both_systems_are_asked_for_the_same_work(tmp_path, beta, bf16):
     labels = [ours.loss.click_label] + ([ours.loss.watch_time_label] if ours.loss.watch_time_label else [])
     assert theirs["label_columns"] == [f"y.{label}" for label in labels]
     assert (ours.loss.beta if beta else 0.0) == theirs["beta"] == beta
-    # tml does not evaluate while it trains, nor does Keras.
+    # tml does not evaluate while it trains, nor do the others.
     assert ours.training.num_eval_steps == 0
 
 
-def test_both_systems_scale_numbers_alike():
+def test_the_clock_of_the_others_leaves_their_first_call_out(monkeypatch):
+    seconds = iter([10.0, 12.0, 17.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(seconds))
+    clock = Clock()
+    clock.tick(100)
+    with pytest.raises(SystemExit, match="100 rows are trained in one call"):
+        clock.timing()
+    clock.tick(200)
+    clock.tick(250)
+    assert clock.timing() == {"num_examples": 150, "training_seconds": 7.0}
+
+
+def test_contestants_are_all_or_those_that_are_named():
+    assert chosen(None, beta=0.0) == list(CONTESTANTS)
+    assert chosen(["Keras", "tml"], beta=0.0) == ["tml", "Keras"]
+    assert "FuxiCTR" not in chosen(None, beta=0.1)
+    with pytest.raises(SystemExit, match="clicks alone"):
+        chosen(["tml", "FuxiCTR"], beta=0.1)
+    with pytest.raises(SystemExit, match="name tml and at least one"):
+        chosen(["tml", "tml float32"], beta=0.0)
+
+
+def test_all_systems_scale_numbers_alike():
     rng = np.random.default_rng(0)
     train = rng.lognormal(1, 1, (500, 1)).astype(np.float32)
     train[::7] = np.nan

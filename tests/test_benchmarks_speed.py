@@ -20,7 +20,7 @@ from tml.benchmarks.limits import Limits, TwhinWork, probe, share_of_limit, twhi
 from tml.benchmarks.peers import run_worker
 from tml.benchmarks.processes import Finished
 from tml.benchmarks.startup_time import parts_of
-from tml.benchmarks.turns import Measured, Runs, take_turns
+from tml.benchmarks.turns import Measured, Race, Runs, take_turns
 from tml.benchmarks.twhin_vs_pbg.curve import Point, curve_report, edges_after, edges_to_reach
 from tml.benchmarks.twhin_vs_pbg.run import report
 from tml.benchmarks.twhin_vs_pbg.settings import Graph, Settings
@@ -58,8 +58,8 @@ def test_contestants_take_turns_and_the_last_one_is_the_baseline():
     contestants = {"ours": contestant("ours", iter([1.0, 2.0])), "theirs": contestant("theirs", iter([4.0, 2.0]))}
     runs = take_turns(contestants, 2, "edges")
     assert turns == ["ours", "theirs"] * 2
-    assert runs.baseline == "theirs"
-    assert (runs.ratio("ours").low, runs.ratio("ours").high) == (1.0, 4.0)
+    assert runs.pairs == [("ours", "theirs")]
+    assert (runs.ratio("ours", "theirs").low, runs.ratio("ours", "theirs").high) == (1.0, 4.0)
     record = runs.record()
     assert [(row["contestant"], row["round"], row["seconds"]) for row in record["runs"]] == [
         ("ours", 1, 1.0), ("ours", 2, 2.0), ("theirs", 1, 4.0), ("theirs", 2, 2.0),
@@ -67,14 +67,33 @@ def test_contestants_take_turns_and_the_last_one_is_the_baseline():
     assert record["runs"][0]["peak_mib"] == 50.0
     report = runs.report({"ours": {"MRR": 0.25}})
     assert "ours / theirs: 2.50 (1.00 to 4.00)." in report
-    assert "| round | ours edges/s | theirs edges/s | ratio |" in report
+    assert "| round | ours edges/s | theirs edges/s | ours / theirs |" in report
     assert ".2500" in report
 
 
 def test_several_contestants_have_a_ratio_each():
-    runs = Runs("queries", {name: [Measured(10, seconds)] for name, seconds in (("a", 1.0), ("b", 2.0), ("c", 4.0))})
-    assert "a / c: 4.00 (4.00 to 4.00). b / c: 2.00 (2.00 to 2.00)." in runs.report()
-    assert "| a ratio | b ratio |" in runs.report()
+    measured = {name: [Measured(10, seconds)] for name, seconds in (("a", 1.0), ("b", 2.0), ("c", 4.0))}
+    runs = Runs("queries", measured)
+    assert "- a / c: 4.00 (4.00 to 4.00).\n- b / c: 2.00 (2.00 to 2.00)." in runs.report()
+    assert "| a / c | b / c |" in runs.report()
+    against_two = Runs("queries", measured, ("b", "c"))
+    assert against_two.pairs == [("a", "b"), ("a", "c")]
+    ratios = against_two.record()["rate_ratios"]
+    assert {pair: ratio.median for pair, ratio in ratios.items()} == {"a / b": 2.0, "a / c": 4.0}
+
+
+def test_contestants_of_a_script_race_in_processes_of_their_own(tmp_path):
+    script = tmp_path / "search.py"
+    script.write_text(
+        "import json, sys\njob = json.load(open(sys.argv[2]))\n"
+        "seconds = {'fast one': 1.0, 'slow': 5.0}[job['name']] * job['problem']['size']\n"
+        "json.dump({'seconds': seconds}, open(job['out'], 'w'))\n"
+    )
+    runs, answers = Race(script, tmp_path / "work", {"size": 2}, amount=20).run(("fast one", "slow"), 1, "queries")
+    assert runs.ratio("fast one", "slow").median == 5.0
+    assert runs.rates("fast one") == [10.0]
+    assert answers["slow"] == {"seconds": 10.0}
+    assert runs.by_name["slow"][0].process is not None
 
 
 def test_the_work_of_an_edge_by_hand():

@@ -1,4 +1,4 @@
-"""One set of settings, and what it means in the words of tml and of Keras.
+"""One set of settings, and what it means in the words of tml and of the other systems.
 
 Features, config and job are made here, side by side, so that what is compared is equal by construction.
 """
@@ -16,7 +16,7 @@ CLICK, WATCH_TIME = "click", "watch_time"
 
 @dataclass(frozen=True)
 class Settings:
-    """What both systems do.
+    """What all systems do.
 
     Attributes:
         dim: length of an embedding.
@@ -24,13 +24,12 @@ class Settings:
         batch_size: rows of a step.
         beta: factor of the watch time's squared error beside the click's cross-entropy; 0 leaves the output out.
         min_count: an id seen in fewer training rows shares the row of unknown ids.
-        bf16: layers in bfloat16 (autocast; Keras: mixed_bfloat16), parameters in float32.
         workers: threads.
         seed: of initial values and the order of rows.
-        dense_rate: Adam's rate, of tml's layers and of all that Keras learns.
+        dense_rate: Adam's rate, of tml's layers and of all that the others learn.
         table_rate: row-wise Adagrad's, of tml's embeddings.
         table_eps: added to the root of its accumulator; near the size of a gradient, so that rare ids do not leap.
-        wide: tml's linear part beside the layers (`model.mlp.wide`), which the Keras model has not.
+        wide: tml's linear part beside the layers (`model.mlp.wide`), which the other models have not.
         init_scale: standard deviation of the initial embeddings.
         steps_per_call: steps of a call of Keras's compiled function.
     """
@@ -40,7 +39,6 @@ class Settings:
     batch_size: int = 4_096
     beta: float = 0.0
     min_count: int = 1
-    bf16: bool = True
     workers: int = 2
     seed: int = 0
     dense_rate: float = 1e-3
@@ -65,8 +63,13 @@ def click_features(min_count: int) -> dict[str, Any]:
     }
 
 
-def ranker_config(settings: Settings, data: Path) -> dict[str, Any]:
-    """tml's config: everything of the whole loop but evaluation, and a checkpoint at the end only."""
+def ranker_config(settings: Settings, data: Path, bf16: bool) -> dict[str, Any]:
+    """tml's config: everything of the whole loop but evaluation, and a checkpoint at the end only.
+
+    Args:
+        data: the prepared folder.
+        bf16: layers in bfloat16 (autocast), parameters in float32.
+    """
     mlp = {
         "embedding_dim": settings.dim,
         "hidden_sizes": list(settings.hidden_sizes),
@@ -82,7 +85,7 @@ def ranker_config(settings: Settings, data: Path) -> dict[str, Any]:
         "runtime": {
             "device": "cpu",
             "num_threads": settings.workers,
-            "enable_amp": settings.bf16,
+            "enable_amp": bf16,
             "seed": settings.seed,
         },
         "training": {
@@ -100,8 +103,8 @@ def ranker_config(settings: Settings, data: Path) -> dict[str, Any]:
     }
 
 
-def keras_job(settings: Settings, data: Path, out: Path, max_examples: int | None) -> dict[str, Any]:
-    """What keras_worker.py is told.
+def peer_job(settings: Settings, data: Path, out: Path, max_examples: int | None) -> dict[str, Any]:
+    """What the worker of another system is told.
 
     Args:
         data: the prepared folder that tml trains on as well.
@@ -119,12 +122,18 @@ def keras_job(settings: Settings, data: Path, out: Path, max_examples: int | Non
         "dim": settings.dim,
         "hidden_sizes": list(settings.hidden_sizes),
         "batch_size": settings.batch_size,
-        "beta": settings.beta,
-        "precision": "mixed_bfloat16" if settings.bf16 else "float32",
         "workers": settings.workers,
         "seed": settings.seed,
         "learning_rate": settings.dense_rate,
         "init_scale": settings.init_scale,
-        "steps_per_execution": settings.steps_per_call,
         "max_examples": max_examples,
+    }
+
+
+def keras_extras(settings: Settings, bf16: bool) -> dict[str, Any]:
+    """What Keras's worker is told beside."""
+    return {
+        "beta": settings.beta,
+        "precision": "mixed_bfloat16" if bf16 else "float32",
+        "steps_per_execution": settings.steps_per_call,
     }

@@ -33,7 +33,7 @@ from typing import Any
 
 import yaml
 
-from tml.benchmarks.harness import RESULTS, RUNS, circumstances, parse_count, write_record
+from tml.benchmarks.harness import RUNS, argument_parser, circumstances, parse_count, write_record
 from tml.benchmarks.limits import Limits, TwhinWork, measured_limits, share_of_limit
 from tml.benchmarks.peers import pbg_versions, set_up_pbg
 from tml.benchmarks.processes import run_measured
@@ -52,7 +52,7 @@ def main() -> None:
     python = set_up_pbg()
     graph = Graph.read(arguments.graph or planted_graph(arguments.edges))
     record: dict[str, Any] = {
-        "circumstances": circumstances() | {"pbg_versions": pbg_versions(python)},
+        "circumstances": circumstances() | {"peers": {"PBG": pbg_versions(python)}},
         "settings": asdict(settings),
         "overrides": arguments.set,
         "graph": {"tables": graph.tables, "relations": graph.relations},
@@ -162,11 +162,10 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, rounds="trainings of each system, taking turns", overrides=True)
     default = Settings()
     parser.add_argument("--edges", type=parse_count, default=2_000_000, help="of the planted graph, such as 200k or 2m")
     parser.add_argument("--graph", type=Path, help="folder of tml convert, instead of the planted graph")
-    parser.add_argument("--rounds", type=int, default=3, help="trainings of each system, taking turns")
     parser.add_argument("--epochs", type=int, default=default.num_epochs)
     parser.add_argument("--dim", type=int, default=default.dim)
     parser.add_argument("--in-batch", type=int, default=default.in_batch, help="in-batch negatives a side")
@@ -174,12 +173,8 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=default.batch_size, help="edges of a step of tml")
     parser.add_argument("--pbg-batch-size", type=int, default=default.pbg_batch_size, help="PBG's default is 1000")
     parser.add_argument("--workers", type=int, default=default.workers, help="threads of tml, processes of PBG")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a setting of tml's config"
-    )
     parser.add_argument("--no-quality", action="store_true", help="do not rank the test edges at the end")
     parser.add_argument("--points", type=int, default=8, help="of the way to PBG's MRR; 0 for none")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     return parser.parse_args()
 
 
