@@ -144,8 +144,8 @@ def make_clicks(num_rows: int, out: Path, seed: int = 0) -> dict[str, Any]:
     """Write sample clicks; `out` appears when they are complete.
 
     Returns:
-        the content of `meta.json`: rows of each split, values of each id column, how many were seen in training, and
-        the limits on the test rows.
+        the content of `meta.json`: rows of each split, `vocab` (values of each id column, which are 0, 1, ...), how
+        many of them were seen in training, and the limits on the test rows.
     """
     if num_rows < 10:
         raise SystemExit(f"{num_rows} rows cannot be split in {len(SPLITS)}: make at least 10")
@@ -167,7 +167,7 @@ def make_clicks(num_rows: int, out: Path, seed: int = 0) -> dict[str, Any]:
                     best.add(labels.click, expit(labels.logits), labels.watch_time, labels.watch_means)
                     nearly = expit(truth.logits(rows, known))
                     reachable.add(labels.click, nearly, labels.watch_time, labels.watch_means)
-    meta = {"rows": sizes, "seed": seed, "id_values": truth.sizes.tolist()}
+    meta = {"rows": sizes, "seed": seed, "vocab": truth.sizes.tolist()}
     meta |= {"ids_seen": [int((seen > 0).sum()) for seen in counts], "best_on_test": best.result()}
     meta["reachable_auc"] = reachable.result()["auc"]
     (unfinished / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")

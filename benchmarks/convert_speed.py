@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,12 @@ import pyarrow.parquet as pq
 
 from tml.benchmarks.harness import DATA, RUNS, argument_parser, circumstances, parse_count, write_record
 from tml.benchmarks.peers import pbg_versions, run_worker, set_up_pbg
-from tml.benchmarks.processes import run_measured
+from tml.benchmarks.runs import run_tml
 from tml.benchmarks.turns import Measured, take_turns
 from tml.benchmarks.twhin_vs_pbg.settings import Graph
 
 HERE = Path(__file__).resolve().parent
 WORK = RUNS / "convert_speed"
-_TML = [sys.executable, "-m", "tml.projects.cli"]
 
 
 def main() -> None:
@@ -55,7 +53,7 @@ def main() -> None:
 def sample_edges(num_edges: int) -> Path:
     """A TSV file of `tml sample-graph`, kept under data/benchmarks."""
     folder = DATA / f"tsv-{num_edges}"
-    run_measured([*_TML, "sample-graph", "--edges", str(num_edges), "--out", str(folder)], WORK / "sample.log")
+    run_tml(["sample-graph", "--edges", str(num_edges), "--out", folder], WORK / "sample.log")
     return folder / "edges.tsv"
 
 
@@ -63,9 +61,7 @@ def convert_with_tml(edges: Path, found: dict[str, dict[str, Any]]) -> Measured:
     """Convert anew, and note what was found under `tml`."""
     folder = WORK / "tml"
     shutil.rmtree(folder, ignore_errors=True)
-    process = run_measured(
-        [*_TML, "convert", str(edges), "--typed-ids", ":", "--out", str(folder)], WORK / "tml-convert.log"
-    )
+    process = run_tml(["convert", edges, "--typed-ids", ":", "--out", folder], WORK / "tml-convert.log")
     # Some edges are held out for validation and test.
     files = sorted((folder / "edges").glob("*/*.parquet"))
     num_edges = sum(pq.read_metadata(file).num_rows for file in files)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -31,8 +30,7 @@ from tml.benchmarks.harness import (
     parse_count,
     write_record,
 )
-from tml.benchmarks.processes import run_measured
-from tml.benchmarks.runs import planted_graph, train
+from tml.benchmarks.runs import planted_graph, run_tml, train
 from tml.benchmarks.turns import Measured, Runs, take_turns
 from tml.benchmarks.twhin_vs_pbg.settings import Graph, Settings, twhin_config
 
@@ -82,8 +80,7 @@ def main() -> None:
 def _plan(config: Path, machines: Path, overrides: list[str], phases: dict[str, Any], name: str) -> Measured:
     """A prediction as if it had been measured: an epoch's edges and seconds."""
     log = WORK / "plan.json"
-    command = [sys.executable, "-m", "tml.projects.cli", "plan", "--config", str(config), "--machines", str(machines)]
-    run_measured([*command, "--measure", "--json", *overrides], log)
+    run_tml(["plan", "--config", config, "--machines", machines, "--measure", "--json", *overrides], log)
     text = log.read_text(encoding="utf-8")
     plan = json.loads(text[text.index("{\n") :])
     phases[name] = {phase["name"]: 1e3 * phase["seconds"] for phase in plan["step"]["phases"]}

@@ -61,6 +61,16 @@ def real_data(name: str) -> Path:
     return folder
 
 
+def run_tml(arguments: Sequence[str | Path], log: Path) -> Finished:
+    """A command of `tml` in a process of its own.
+
+    Args:
+        arguments: of the command, its name first.
+        log: file that takes what it prints.
+    """
+    return run_measured([*_TML, *map(str, arguments)], log)
+
+
 def convert(arguments: Sequence[str | Path], out: Path, again: bool = False) -> None:
     """`tml convert`, which does nothing if the same conversion is there already.
 
@@ -69,20 +79,26 @@ def convert(arguments: Sequence[str | Path], out: Path, again: bool = False) -> 
         out: folder to make.
         again: replace another conversion that lies there, such as one of files in another place; refused otherwise.
     """
-    command = [*_TML, "convert", *map(str, arguments), "--out", str(out), *(["--overwrite"] if again else [])]
-    run_measured(command, out.parent / f"{out.name}.log")
+    command = ["convert", *arguments, "--out", out, *(["--overwrite"] if again else [])]
+    run_tml(command, out.parent / f"{out.name}.log")
 
 
-def planted_graph(num_edges: int, seed: int = 0) -> Path:
+def planted_graph(num_edges: int, seed: int = 0, nodes: Mapping[str, int] | None = None) -> Path:
     """A converted sample graph with 10,000 validation and 10,000 test edges (a twentieth of a small graph).
+
+    Args:
+        num_edges: all of them.
+        seed: of the graph.
+        nodes: users (`user`) and tweets (`tweet`); by default in proportion to the edges.
 
     Returns:
         a folder of `tml convert`, kept under data/benchmarks.
     """
-    folder = DATA / f"planted-{num_edges}-{seed}"
+    folder = DATA / "-".join(map(str, ["planted", num_edges, seed, *(nodes or {}).values()]))
     edges, graph = folder / "edges.parquet", folder / "graph"
-    command = [*_TML, "sample-graph", "--edges", str(num_edges), "--seed", str(seed), "--format", "parquet"]
-    run_measured([*command, "--out", str(folder)], folder.parent / f"{folder.name}.log")
+    size = ["--users", str(nodes["user"]), "--tweets", str(nodes["tweet"])] if nodes else []
+    command = ["sample-graph", "--edges", str(num_edges), *size, "--seed", str(seed), "--format", "parquet"]
+    run_tml([*command, "--out", folder], folder.parent / f"{folder.name}.log")
     held_out = min(HELD_OUT, num_edges // 20) / num_edges
     fractions = f"{1 - 2 * held_out},{held_out},{held_out}"
     convert([edges, "--typed-ids", ":", "--split-fractions", fractions, "--seed", str(seed)], graph)

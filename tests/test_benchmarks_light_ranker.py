@@ -49,7 +49,7 @@ def test_clicks_have_the_shape_that_is_promised(clicks):
     names = tables["train"].column_names
     assert names[:2] == ["click", "watch_time"]
     assert names[2:] == [f"I{n}" for n in range(1, 14)] + [f"C{n}" for n in range(1, 27)]
-    for column, size in enumerate(meta["id_values"]):
+    for column, size in enumerate(meta["vocab"]):
         ids = tables["train"][f"C{column + 1}"].to_numpy()
         assert ids.min() >= 0
         assert ids.max() < size
@@ -172,10 +172,19 @@ def test_all_systems_scale_numbers_alike():
     np.testing.assert_allclose(theirs, [*expected, [0.0, 1.0]], rtol=1e-4)
 
 
-def test_the_features_of_the_clicks_name_every_column_once():
-    config = FeatureConfig.model_validate(click_features(3))
-    for column in [f"C{n}" for n in range(1, 27)] + [f"I{n}" for n in range(1, 14)]:
-        assert sum(bool(re.fullmatch(feature.match, column)) for feature in config.features) == 1
+@pytest.mark.parametrize("vocab", [None, list(range(10, 36))])
+def test_the_features_of_the_clicks_name_every_column_once(vocab):
+    config = FeatureConfig.model_validate(click_features(vocab, 3))
+    names = [feature.name for feature in config.features if feature.name]
+    assert names == [f"C{n}" for n in range(1, 27)]
+    for column in (f"I{n}" for n in range(1, 14)):
+        assert sum(bool(feature.match and re.fullmatch(feature.match, column)) for feature in config.features) == 1
+    if vocab:
+        assert [feature.identity.num_ids for feature in config.features[:26]] == vocab
+    else:
+        assert {feature.vocabulary.min_count for feature in config.features[:26]} == {3}
+    assert {feature.side for feature in config.features[:13]} == {"user"}
+    assert {feature.side for feature in config.features[13:26]} == {"candidate"}
     assert [label.name for label in config.labels] == ["click", "watch_time"]
 
 

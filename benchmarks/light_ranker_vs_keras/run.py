@@ -6,9 +6,13 @@
     python benchmarks/light_ranker_vs_keras/run.py --data FOLDER            # other clicks with the same columns
 
 All train one epoch of the training rows (0.8 of all) of benchmarks/click_data.py, encoded by `tml light-ranker
-prepare`. Equal by construction (settings.py): ids and their tables, 13 scaled numbers with marks of missing ones,
-embeddings of dim 16, hidden layers of 256 and 128, batch 4,096, one epoch, losses, threads, initial scale of the
-embeddings, Adam's rate for the layers. Contestants:
+prepare`. Tables have a row for every id that there may be, where `meta.json` says how many these are (`vocab`); it
+matters to systems that go over whole tables in every step. With --min-count they have rows for the ids seen in so many
+training rows.
+
+Equal by construction (settings.py): ids and their tables, 13 scaled numbers with marks of missing ones, embeddings of
+dim 16, hidden layers of 256 and 128, batch 4,096, one epoch, losses, threads, initial scale of the embeddings, Adam's
+rate for the layers. Contestants:
 
   tml            layers in bfloat16
   tml float32    layers in float32
@@ -77,7 +81,11 @@ def main() -> None:
     )  # fmt: skip
     names = chosen(arguments.contestants, settings.beta)
     peers = {name: SYSTEMS[name].set_up() for name in SYSTEMS if any(name in contestant for contestant in names)}
-    source, data = prepared_clicks(arguments.data, arguments.rows, settings.min_count)
+    source = arguments.data or click_data(arguments.rows)
+    meta = {"folder": source.name} | json.loads((source / "meta.json").read_text(encoding="utf-8"))
+    vocab = meta.get("vocab") if settings.min_count is None else None
+    meta["tables"] = "of all ids" if vocab else f"of ids seen in at least {settings.min_count or 1} rows"
+    data = prepared_clicks(source, vocab, settings.min_count or 1)
     where = circumstances()
     where["peers"] = {name: peer_versions(python, SYSTEMS[name].packages) for name, python in peers.items()}
     record: dict[str, Any] = {
@@ -85,7 +93,7 @@ def main() -> None:
         "settings": asdict(settings),
         "overrides": arguments.set,
         "max_examples": arguments.max_examples,
-        "data": {"folder": source.name} | json.loads((source / "meta.json").read_text(encoding="utf-8")),
+        "data": meta,
     }
     contestants: dict[str, _Ours | _Theirs] = {}
     for name in names:
@@ -98,7 +106,7 @@ def main() -> None:
     quality = {} if arguments.no_quality else {name: each.quality() for name, each in contestants.items()}
     record |= runs.record() | {"test_auc": quality}
     report = runs.report({name: {"test AUC": auc_of_test} for name, auc_of_test in quality.items()})
-    text = f"{_work(settings, data, arguments.max_examples, record['data'])}\n\n{report}"
+    text = f"{_work(settings, data, arguments.max_examples, meta)}\n\n{report}"
     write_record(arguments.results, "light_ranker_vs_keras", record, text)
 
 
@@ -202,18 +210,17 @@ def _file_name(name: str) -> str:
     return name.replace(" ", "-")
 
 
-def prepared_clicks(source: Path | None, num_rows: int, min_count: int) -> tuple[Path, Path]:
-    """The folder of raw clicks, and that of their encoded rows; both are made if they are missing.
+def prepared_clicks(source: Path, vocab: Sequence[int] | None, min_count: int) -> Path:
+    """The folder of encoded rows, made if it is missing.
 
     Args:
-        source: a folder with `{train,valid,test}.parquet` and `meta.json`; None makes up clicks.
-        num_rows: of made-up clicks.
-        min_count: of the vocabularies.
+        source: a folder with `{train,valid,test}.parquet`.
+        vocab: values of each id column, for tables of all ids; None for tables of those that were seen.
+        min_count: and in so many training rows.
     """
-    source = source or click_data(num_rows)
     splits = [argument for split in ("train", "test") for argument in (f"--{split}", source / f"{split}.parquet")]
-    out = DATA / f"{source.resolve().name}-encoded-{min_count}"
-    return source, prepare(click_features(min_count), splits, out)
+    out = DATA / f"{source.resolve().name}-encoded-{'all-ids' if vocab else min_count}"
+    return prepare(click_features(vocab, min_count), splits, out)
 
 
 def _work(settings: Settings, data: Path, limit: int | None, meta: dict[str, Any]) -> str:
@@ -223,8 +230,8 @@ def _work(settings: Settings, data: Path, limit: int | None, meta: dict[str, Any
     best = {"reachable": meta.get("reachable_auc"), "of the truth": meta.get("best_on_test", {}).get("auc")}
     limits = ", ".join(f"{name} {value:.4f}" for name, value in best.items() if value is not None)
     return (
-        f"{num_rows:,} rows trained once{part}, {len(spec.ids)} ids in tables of "
-        f"{sum(feature.num_rows for feature in spec.ids):,} rows in all, dim {settings.dim}, {len(spec.continuous)} "
+        f"{num_rows:,} rows trained once{part}; {len(spec.ids)} ids, tables {meta['tables']}, "
+        f"{sum(feature.num_rows for feature in spec.ids):,} rows of {settings.dim} in all; {len(spec.continuous)} "
         f"numbers; layers {layers}, in bfloat16 where it is not said (FuxiCTR: float32); batch "
         f"{settings.batch_size:,}; {settings.workers} threads"
         f"{f'; watch time learnt too, beta {settings.beta}' if settings.beta else ''}. "
@@ -249,7 +256,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-examples", type=parse_count, help="rows that the others train on (default: the epoch)")
     parser.add_argument("--batch-size", type=int, default=default.batch_size, help="rows of a step")
     parser.add_argument("--dim", type=int, default=default.dim, help="length of an embedding")
-    parser.add_argument("--min-count", type=int, default=default.min_count, help="rarer ids share a row")
+    parser.add_argument("--min-count", type=int, help="tables of the ids seen in so many training rows, not of all")
     parser.add_argument("--beta", type=float, default=default.beta, help="learn watch time too, with this factor")
     parser.add_argument("--workers", type=int, default=default.workers, help="threads")
     parser.add_argument("--no-quality", action="store_true", help="do not score the test rows at the end")

@@ -5,6 +5,7 @@ Features, config and job are made here, side by side, so that what is compared i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ class Settings:
         hidden_sizes: units of the layers with ReLU.
         batch_size: rows of a step.
         beta: factor of the watch time's squared error beside the click's cross-entropy; 0 leaves the output out.
-        min_count: an id seen in fewer training rows shares the row of unknown ids.
+        min_count: tables have a row for each id seen in so many training rows; None: for each id that there may be.
         workers: threads.
         seed: of initial values and the order of rows.
         dense_rate: Adam's rate, of tml's layers and of all that the others learn.
@@ -38,7 +39,7 @@ class Settings:
     hidden_sizes: tuple[int, ...] = (256, 128)
     batch_size: int = 4_096
     beta: float = 0.0
-    min_count: int = 1
+    min_count: int | None = None
     workers: int = 2
     seed: int = 0
     dense_rate: float = 1e-3
@@ -49,13 +50,26 @@ class Settings:
     steps_per_call: int = 8
 
 
-def click_features(min_count: int) -> dict[str, Any]:
-    """The feature config of the made-up clicks, as of any table with their columns."""
-    ids = {"kind": "categorical", "vocabulary": {"min_count": min_count}}
+def click_features(vocab: Sequence[int] | None, min_count: int = 1) -> dict[str, Any]:
+    """The feature config of the made-up clicks, as of any table with their columns.
+
+    Args:
+        vocab: values of each id column, which are 0, 1, ...: every one gets a row. None: those that were seen.
+        min_count: and in so many training rows.
+    """
+
+    def ids(columns: range, side: str) -> list[dict[str, Any]]:
+        seen = {"vocabulary": {"min_count": min_count}}
+        return [
+            {"name": f"C{column}", "side": side, "kind": "categorical"}
+            | ({"identity": {"num_ids": vocab[column - 1]}} if vocab else seen)
+            for column in columns
+        ]
+
     return {
         "features": [
-            {"match": "C([1-9]|1[0-3])", "side": "user"} | ids,
-            {"match": "C(1[4-9]|2[0-6])", "side": "candidate"} | ids,
+            *ids(range(1, 14), "user"),
+            *ids(range(14, 27), "candidate"),
             {"match": "I[1-6]", "side": "user", "kind": "continuous"},
             {"match": "I([7-9]|1[0-3])", "side": "candidate", "kind": "continuous"},
         ],
