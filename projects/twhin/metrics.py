@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch import nn
 from tml.projects.twhin.config import EdgesConfig, TwhinConfig
 from tml.projects.twhin.data.dataset import edge_blocks, read_edges
 from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema, Ints, concatenate, take
-from tml.projects.twhin.evaluation import LinkPredictionEvaluator, RankingOptions
+from tml.projects.twhin.evaluation import LinkPredictionEvaluator, RankingOptions, choose_edges
 from tml.projects.twhin.evaluation.known_edges import query_keys
 from tml.projects.twhin.models.live_tables import embedding_source, head_of
 
@@ -19,6 +21,9 @@ SHOWN = ("filtered.mrr", "filtered.hits@1", "filtered.hits@3", "filtered.hits@10
 
 class LinkPrediction:
     """Ranks the edges of one section under a live model.
+
+    These are read and checked at once, so that a wrong path or id shows before training; what else is known to be true
+    is looked up in all files by the first evaluation, since that takes as long as reading the graph.
 
     Args:
         config: the whole config: training, validation and test edges are all known to be true.
@@ -33,15 +38,23 @@ class LinkPrediction:
     def __init__(
         self, config: TwhinConfig, section: EdgesConfig, schema: EdgeSchema, max_edges: int | None = None
     ) -> None:
-        self.edges = read_edges(section, schema)
-        others = [other for other in (config.validation_data, config.test_data) if other not in (None, section)]
-        known = [self.edges, known_edges(config.train_data, self.edges)]
-        known += [known_edges(other, self.edges) for other in others if other is not None]
-        self._evaluator = LinkPredictionEvaluator(concatenate(*known), ranking_options(config, max_edges))
+        self._options = ranking_options(config, max_edges)
+        self._sections = [config.train_data, section]
+        self._sections += [
+            other
+            for other in (config.validation_data, config.test_data)
+            if other is not None and other not in self._sections
+        ]
+        self.edges = choose_edges(read_edges(section, schema), self._options)
 
     def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Metrics by name; the same on all ranks."""
         return self._evaluator.evaluate(self.edges, head_of(model).scorer, embedding_source(model, device))
+
+    @cached_property
+    def _evaluator(self) -> LinkPredictionEvaluator:
+        known = [known_edges(section, self.edges) for section in self._sections]
+        return LinkPredictionEvaluator(concatenate(*known), self._options)
 
 
 def ranking_options(config: TwhinConfig, max_edges: int | None) -> RankingOptions:

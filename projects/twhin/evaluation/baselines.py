@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tml.common.errors import ConfigError
 from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema, take
-from tml.projects.twhin.evaluation.evaluator import LinkPredictionEvaluator
+from tml.projects.twhin.evaluation.evaluator import LinkPredictionEvaluator, choose_edges
 from tml.projects.twhin.evaluation.known_edges import KnownEdges, query_keys
 from tml.projects.twhin.evaluation.ranking import Filters
 from tml.projects.twhin.evaluation.sources import IdSource
@@ -94,7 +94,7 @@ def random_baseline(
     """
     if evaluator.options.num_candidates is not None:
         raise ConfigError("the random baseline is for all candidates", where="num_candidates", fix="leave it out")
-    edges = evaluator.choose(edges)
+    edges = choose_edges(edges, evaluator.options)
     EdgeSchema(relations, num_rows).check(edges, "evaluated edge {}".format)
     filters = Filters(evaluator.known, KnownEdges(edges))
     sizes: dict[str, list[Ints]] = {name: [] for name in ("raw", "filtered", "retrieval")}

@@ -119,7 +119,7 @@ class LinkPredictionEvaluator:
             DataError: no edges, or an edge outside its tables or the relations.
             NonFiniteError: a score is NaN or infinite.
         """
-        edges = self.choose(edges)
+        edges = choose_edges(edges, self.options)
         EdgeSchema(scorer.relations, _num_rows(scorer, tables)).check(edges, "evaluated edge {}".format)
         run = _Run(
             edges, scorer, tables, Filters(self.known, KnownEdges(edges)),
@@ -141,23 +141,6 @@ class LinkPredictionEvaluator:
     def prefix(self) -> str:
         """`sampled@N.` before every key when candidates are sampled, else empty."""
         return "" if self.options.num_candidates is None else f"sampled@{self.options.num_candidates}."
-
-    def choose(self, edges: EdgeArrays) -> EdgeArrays:
-        """The edges to evaluate: all, or `max_edges` of them by seed.
-
-        Raises:
-            DataError: there are none.
-        """
-        if len(edges) == 0:
-            raise DataError(
-                "nothing to evaluate: the split has no edges",
-                fix="choose another split, or convert with a larger share",
-            )
-        limit = self.options.max_edges
-        if limit is None or limit >= len(edges):
-            return edges
-        chosen = np.random.default_rng(self.options.seed).choice(len(edges), limit, replace=False, shuffle=False)
-        return take(edges, np.sort(chosen))
 
     def _run_task(self, run: _Run, task: _Task) -> None:
         pool = self._pool(run, task.candidate_table)
@@ -212,6 +195,23 @@ class LinkPredictionEvaluator:
         seed = [self.options.seed, *table.encode()]
         ids = np.sort(np.random.default_rng(seed).choice(num_rows, wanted, replace=False, shuffle=False))
         return Pool(tables.rows(table, torch.from_numpy(ids)), ids)
+
+
+def choose_edges(edges: EdgeArrays, options: RankingOptions) -> EdgeArrays:
+    """The edges to evaluate: all, or `max_edges` of them by seed; of the chosen ones, all.
+
+    Raises:
+        DataError: there are none.
+    """
+    if len(edges) == 0:
+        raise DataError(
+            "nothing to evaluate: the split has no edges",
+            fix="choose another split, or convert with a larger share",
+        )
+    if options.max_edges is None or options.max_edges >= len(edges):
+        return edges
+    generator = np.random.default_rng(options.seed)
+    return take(edges, np.sort(generator.choice(len(edges), options.max_edges, replace=False, shuffle=False)))
 
 
 def _num_rows(scorer: Scorer, tables: EmbeddingSource) -> dict[str, int]:
