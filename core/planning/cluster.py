@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from tml.common.device import ACCELERATOR_TYPE
 from tml.machines import Machine
 from tml.machines.rates import DeviceRates, device_rates
 
@@ -53,6 +54,16 @@ class Cluster:
     def num_ranks(self) -> int:
         """Ranks of all nodes."""
         return self.num_nodes * self.ranks_per_node
+
+    @property
+    def device_type(self) -> str:
+        """`torch.device.type` of a rank."""
+        return "cpu" if self.is_cpu else ACCELERATOR_TYPE
+
+    @property
+    def threads_per_rank(self) -> int:
+        """Threads that share a CPU operation."""
+        return max(1, int(self.cores_per_rank))
 
     @property
     def is_sharded(self) -> bool:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from tml.common.device import ACCELERATOR_TYPE
 from tml.common.errors import ConfigError, LaunchError
 from tml.core.planning.cluster import Cluster
 from tml.core.planning.memory import MemoryUse, device_memory, host_memory
@@ -33,8 +32,8 @@ _WORTH_SAYING = 0.1
 class BuildWorkload(Protocol):
     """How a project says what a step does."""
 
-    def __call__(self, num_ranks: int, device_type: str, global_batch: int | None = None) -> Workload:
-        """A step on `num_ranks` ranks of a type of device, with another global batch than the config's if given."""
+    def __call__(self, cluster: Cluster, global_batch: int | None = None) -> Workload:
+        """A step on declared machines, with another global batch than the config's if given."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def make_plan(
     Raises:
         ConfigError: the config cannot be run on so many ranks, or on such devices.
     """
-    work = _build(build, cluster)
+    work = build(cluster)
     probe = measure(work, cluster) if measure is not None else None
     if probe is not None:
         cluster = replace(cluster, rates=probe.rates)
@@ -108,7 +107,7 @@ def make_plan(
     device, host = device_memory(work, cluster), host_memory(work, cluster)
     room = device.limit - device.total + sum(device.parts.get(name, 0.0) for name in _OF_TABLES)
     sent = exchanges(work, cluster)
-    time = step_time(work, cluster, sent, probe.tables if probe else None)
+    time = step_time(work, cluster, sent, probe.costs if probe else None)
     fits = device.fits and (host is None or host.fits)
     return RunPlan(
         work=work,
@@ -142,10 +141,6 @@ def require_fit(plan: RunPlan) -> None:
             )
 
 
-def _build(build: BuildWorkload, cluster: Cluster, global_batch: int | None = None) -> Workload:
-    return build(cluster.num_ranks, "cpu" if cluster.is_cpu else ACCELERATOR_TYPE, global_batch)
-
-
 def _fits(work: Workload, cluster: Cluster) -> bool:
     host = host_memory(work, cluster)
     return device_memory(work, cluster).fits and (host is None or host.fits)
@@ -176,7 +171,7 @@ def _nodes_that_fit(build: BuildWorkload, cluster: Cluster) -> int | None:
     while nodes <= _MOST_NODES:
         larger = cluster.with_nodes(nodes)
         try:
-            if _fits(_build(build, larger), larger):
+            if _fits(build(larger), larger):
                 return nodes
         except ConfigError:
             return None  # the batch cannot be shared among so many
@@ -189,7 +184,7 @@ def _batch_that_fits(build: BuildWorkload, work: Workload, cluster: Cluster) -> 
     batch = work.global_batch // 2
     while batch >= cluster.num_ranks:
         try:
-            if _fits(_build(build, cluster, batch), cluster):
+            if _fits(build(cluster, batch), cluster):
                 return batch
         except ConfigError:
             return None  # it cannot be shared among the ranks

@@ -152,8 +152,8 @@ def _memory_dict(use: MemoryUse) -> dict[str, Any]:
 
 
 def _probe_dict(probe: Probe) -> dict[str, Any]:
-    tables = asdict(probe.tables) if probe.tables else None
-    return {"rates": asdict(probe.rates), "seconds_per_id": tables, "make_batch_seconds": probe.host.make_seconds}
+    costs = asdict(probe.costs) if probe.costs else None
+    return {"rates": asdict(probe.rates), "costs": costs, "make_batch_seconds": probe.host.make_seconds}
 
 
 def _columns(rows: Iterable[Sequence[str]], indent: int = 2) -> str:

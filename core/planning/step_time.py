@@ -44,16 +44,18 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class MeasuredTables:
-    """Seconds of an id, as a probe found them with the program's own tables; see `probe.py`.
+class MeasuredCosts:
+    """Seconds as a probe found them with the program's own tables and head; see `probe.py`.
 
     Args:
-        look_up: of a row.
-        update: of a row's gradient.
+        look_up: of an id's row.
+        update: of an id's gradient.
+        head: of a rank's step; None if the head cannot be run.
     """
 
-    look_up: float
-    update: float
+    look_up: float = 0.0
+    update: float = 0.0
+    head: float | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class StepTime:
 
 
 def step_time(
-    work: Workload, cluster: Cluster, sent: Exchanges | None = None, tables: MeasuredTables | None = None
+    work: Workload, cluster: Cluster, sent: Exchanges | None = None, measured: MeasuredCosts | None = None
 ) -> StepTime:
     """The phases of a step.
 
@@ -92,10 +94,10 @@ def step_time(
         work: of a rank.
         cluster: the machines.
         sent: the collectives; those of the trained plan if None.
-        tables: measured costs of look-up and update, which replace computed ones on a processor.
+        measured: costs that replace computed ones.
     """
     sent = exchanges(work, cluster) if sent is None else sent
-    device = [*_table_phases(work, cluster, tables), *_head_phases(work, cluster)]
+    device = [*_table_phases(work, cluster, measured), *_head_phases(work, cluster, measured)]
     link: Resource = "device link or network"
     device += [
         Phase("send rows", "device", link, sent.rows.seconds(cluster)),
@@ -103,7 +105,7 @@ def step_time(
         Phase("all-reduce dense gradients", "device", link, sent.dense.seconds(cluster)),
     ]
     ids = Phase("send ids", "copies" if work.overlaps_ids else "device", link, sent.ids.seconds(cluster))
-    phases = [*device, ids, *_host_phases(work, cluster), *_launch_phases(work, cluster)]
+    phases = [*device, ids, *_host_phases(work, cluster), _launch_phase(work, cluster, measured)]
     return StepTime(tuple(phase for phase in phases if phase.seconds > 0))
 
 
@@ -113,11 +115,11 @@ def memory_bytes(work: Workload, cluster: Cluster) -> float:
     return sum(parts)
 
 
-def _table_phases(work: Workload, cluster: Cluster, measured: MeasuredTables | None) -> list[Phase]:
+def _table_phases(work: Workload, cluster: Cluster, measured: MeasuredCosts | None) -> list[Phase]:
     rates, ids = cluster.rates, work.num_ids
     look_up = _look_up_bytes(work) / rates.bytes_per_second + ids * rates.row_seconds
     update = _update_bytes(work) / rates.bytes_per_second + ids * rates.row_seconds
-    if measured is not None and cluster.is_cpu:
+    if measured is not None:
         look_up, update = ids * measured.look_up, ids * measured.update
     if cluster.is_cpu and cluster.is_sharded:
         update = max(update, ids * _ONE_THREAD_UPDATE_S)
@@ -137,14 +139,18 @@ def _update_bytes(work: Workload) -> float:
     return work.num_ids * (_SORT_BYTES_PER_ID + work.row_bytes + 2 * row + 2 * state)
 
 
-def _head_phases(work: Workload, cluster: Cluster) -> list[Phase]:
+def _head_phases(work: Workload, cluster: Cluster, measured: MeasuredCosts | None) -> list[Phase]:
     rates, head = cluster.rates, work.head
-    values = _head_bytes(work, cluster) / rates.bytes_per_second
-    dense = _dense_bytes(work) / rates.bytes_per_second
+    products = head.flops / rates.flops(work.matmul)
+    rest = _head_bytes(work, cluster) / rates.bytes_per_second + head.num_scores * rates.score_seconds
+    if measured is not None and measured.head is not None:
+        # What products would take at the machine's best rate, and what the head takes beside that.
+        products = min(products, measured.head)
+        rest = measured.head - products
     return [
-        Phase("matrix products", "device", "matmul", head.flops / rates.flops(work.matmul)),
-        Phase("scores, loss, elementwise", "device", "memory", values + head.num_scores * rates.score_seconds),
-        Phase("dense optimizer", "device", "memory", dense),
+        Phase("matrix products", "device", "matmul", products),
+        Phase("scores, loss, elementwise", "device", "memory", rest),
+        Phase("dense optimizer", "device", "memory", _dense_bytes(work) / rates.bytes_per_second),
     ]
 
 
@@ -179,6 +185,8 @@ def _host_phases(work: Workload, cluster: Cluster) -> list[Phase]:
     return phases
 
 
-def _launch_phases(work: Workload, cluster: Cluster) -> list[Phase]:
-    seconds = work.head.num_operations * cluster.rates.launch_seconds
-    return [Phase("launch operations", "device" if cluster.is_cpu else "launches", "launches", seconds)]
+def _launch_phase(work: Workload, cluster: Cluster, measured: MeasuredCosts | None) -> Phase:
+    is_in_head = measured is not None and measured.head is not None
+    operations = work.num_operations + (0 if is_in_head else work.head.num_operations)
+    seconds = operations * cluster.rates.launch_seconds
+    return Phase("launch operations", "device" if cluster.is_cpu else "launches", "launches", seconds)

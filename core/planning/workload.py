@@ -5,15 +5,23 @@ Letters: `B` examples of a rank, `K` ids of a rank's look-up, `D` embedding dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from tml.common.batch import DataclassBatch
-from tml.common.device import ACCELERATOR_TYPE
+from tml.common.device import autocast, set_float32_matmul
 from tml.common.modules.table_layout import TableLayout
 from tml.core.config.runtime import RuntimeConfig
 from tml.core.optimizers.config import OptimizerConfig
+from tml.core.planning.cluster import Cluster
 from tml.machines.rates import MatmulType
+
+# Launches of torchrec, in forward and backward.
+_OPERATIONS_OF_SHARDING = 150
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,9 @@ class HeadWork:
         num_scores: scores of candidates, each with a loss and a derivative; 0 where loss is per example.
         num_operations: launches from Python.
         activation_bytes: memory of intermediate values at their peak, without rows and their gradient.
-        product: `(n, rows, inner, columns)` of a typical batched product, for a probe.
+        run: does this work on random rows with the program's own head, on this machine's processor, for a probe; None
+            if it cannot be had.
+        run_share: size of what `run` does, of a rank's step.
     """
 
     flops: float
@@ -36,7 +46,8 @@ class HeadWork:
     num_scores: float
     num_operations: int
     activation_bytes: float
-    product: tuple[int, int, int, int]
+    run: Callable[[], object] | None = None
+    run_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,7 @@ class Workload:
         frozen_bytes: of replicated values that do not learn.
         host: where batches come from.
         matmul: type of the matrix products.
+        num_operations: launches from Python outside the head.
         num_prefetch_batches: the config's; None leaves it to the machine.
         overlaps_ids: whether ids travel while the batch before computes.
         checkpoint_copies: copies of tables and states that a save holds in the host's memory.
@@ -99,6 +111,7 @@ class Workload:
     dense: tuple[DenseParameters, ...]
     host: HostWork
     matmul: MatmulType
+    num_operations: int
     num_prefetch_batches: int | None
     overlaps_ids: bool
     checkpoint_copies: int
@@ -132,13 +145,51 @@ def dense_states(config: OptimizerConfig) -> int:
     return {"momentum": 1, "adagrad": 1, "rowwise_adagrad": 1, "ftrl": 2, "lazy_adam": 2, "adam": 2}[kind]
 
 
-def matmul_type(runtime: RuntimeConfig) -> MatmulType:
+def matmul_type(runtime: RuntimeConfig, cluster: Cluster) -> MatmulType:
     """The type of matrix products under a config's `runtime` section."""
     if runtime.enable_amp:
         return "bf16"
-    return "tf32" if runtime.enable_tensorfloat32 else "fp32"
+    # The short mantissas of a processor are bfloat16's.
+    shorter: MatmulType = "bf16" if cluster.is_cpu else "tf32"
+    return shorter if runtime.enable_tensorfloat32 else "fp32"
 
 
-def overlaps_ids(runtime: RuntimeConfig, num_ranks: int, device_type: str) -> bool:
+def overlaps_ids(runtime: RuntimeConfig, cluster: Cluster) -> bool:
     """Whether ids of the next batch travel while this one computes, as the pipeline decides it."""
-    return runtime.pipeline != "plain" and (num_ranks > 1 or device_type == ACCELERATOR_TYPE)
+    return runtime.pipeline != "plain" and cluster.is_sharded
+
+
+def operations_around(number: int, cluster: Cluster) -> int:
+    """Launches of a step outside its head: `number` of an unsharded model, and those of sharding."""
+    return number + (_OPERATIONS_OF_SHARDING if cluster.is_sharded else 0)
+
+
+def head_run(
+    runtime: RuntimeConfig, prepare: Callable[[], tuple[Callable[[], Tensor], Sequence[Tensor]]]
+) -> Callable[[], tuple[Tensor | None, ...]]:
+    """What a probe calls: a head's forward and backward on this machine's processor, in a run's precision.
+
+    Args:
+        runtime: says the precision of matrix products.
+        prepare: makes a head and its input, at the first call: a forward that returns the loss, and the rows and
+            parameters by which it is derived.
+    """
+    device, prepared = torch.device("cpu"), functools.cache(prepare)
+
+    def run() -> tuple[Tensor | None, ...]:
+        forward, inputs = prepared()
+        before = torch.get_float32_matmul_precision()
+        set_float32_matmul(device, runtime.enable_tensorfloat32)
+        try:
+            with autocast(device, runtime.enable_amp):
+                loss = forward()
+            loss.backward()  # type: ignore[no-untyped-call]
+        finally:
+            torch.set_float32_matmul_precision(before)
+        # As an optimizer does it: each backward has gradients of its own.
+        gradients = tuple(tensor.grad for tensor in inputs)
+        for tensor in inputs:
+            tensor.grad = None
+        return gradients
+
+    return run

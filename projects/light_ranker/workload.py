@@ -9,16 +9,20 @@ by inputs and by weights.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
+from tml.core.planning.cluster import Cluster
 from tml.core.planning.workload import (
     DenseParameters,
     HeadWork,
     HostWork,
     Workload,
     dense_states,
+    head_run,
     matmul_type,
+    operations_around,
     overlaps_ids,
 )
 from tml.projects.light_ranker.config import LightRankerConfig, LollyLrConfig, MlpConfig
@@ -27,12 +31,15 @@ from tml.projects.light_ranker.features.spec import FeatureSpec
 from tml.projects.light_ranker.models.pretrained import read_pretrained
 from tml.projects.light_ranker.models.tables import MlpSlots
 from tml.projects.light_ranker.optimizer import FINE_TUNING
+from tml.projects.light_ranker.sample_step import sample_head
 
 # Reads and writes of a value of the first layer's input, and of a hidden unit, forward and backward.
 _INPUT_PASSES, _UNIT_PASSES = 7, 11
 # The same of an id's weight in a `lolly_lr` model, with its place.
 _LOLLY_ID_BYTES = 48
-_OPERATIONS_OF_LAYER, _OPERATIONS_AROUND, _OPERATIONS_OF_SHARDING = 9, 120, 150
+_OPERATIONS_OF_LAYER, _OPERATIONS_AROUND = 9, 120
+# A batch of so many rows shows what a larger one costs.
+_SAMPLE_ROWS = 1 << 14
 
 # Seconds of one core: of a row, and of a value of it, to check and arrange; and to decode a value. From the probe of
 # the machine that docs/planning.md describes.
@@ -49,35 +56,34 @@ def count_examples(config: LightRankerConfig) -> int:
     return round(open_reader(config.train_data, spec, Share(1)).num_rows * config.train_data.keep_rate)
 
 
-def build_workload(
-    config: LightRankerConfig, num_ranks: int, device_type: str, global_batch: int | None = None
-) -> Workload:
+def build_workload(config: LightRankerConfig, cluster: Cluster, global_batch: int | None = None) -> Workload:
     """A step of a run.
 
     Args:
         config: the whole config.
-        num_ranks: all ranks.
-        device_type: `torch.device.type` of their devices.
+        cluster: the machines.
         global_batch: rows of a step on all ranks, instead of the config's.
 
     Raises:
         ConfigError: the kernels lack an optimizer.
         DataError: `features_dir` has no features, or pretrained embeddings cannot be read.
     """
-    data, spec = config.train_data, FeatureSpec.load(config.features_dir)
+    data, spec, num_ranks = config.train_data, FeatureSpec.load(config.features_dir), cluster.num_ranks
     batch = data.batch_size(num_ranks) if global_batch is None else global_batch
     batch *= config.training.gradient_accumulation
     # Every rank is padded to the same number of rows.
     of_rank = -(-batch // num_ranks)
-    sharded = num_ranks > 1 or device_type != "cpu"
     if config.model.mlp is not None:
-        slots = MlpSlots(spec, config.model.mlp, device_type)
+        slots = MlpSlots(spec, config.model.mlp, cluster.device_type)
         watches = config.loss.watch_time_label is not None and config.model.mlp.heads == "separate"
-        model = _mlp(config.model.mlp, slots, of_rank, 2 if watches else 1, sharded)
+        model = _mlp(config.model.mlp, slots, of_rank, 2 if watches else 1)
+        run = head_run(config.runtime, partial(sample_head, config, slots, min(of_rank, _SAMPLE_ROWS)))
+        head = replace(model.head, run=run, run_share=min(of_rank, _SAMPLE_ROWS) / of_rank)
     else:
         assert config.model.lolly_lr is not None
         slots = None
         model = _lolly(config.model.lolly_lr, spec, of_rank, sparse=num_ranks == 1)
+        head = model.head
     num_values = len(spec.columns())
     return Workload(
         project="light_ranker",
@@ -86,7 +92,7 @@ def build_workload(
         global_batch=batch,
         layout=slots.layout if slots else None,
         num_ids=of_rank * slots.num_table_slots if slots and slots.layout else 0,
-        head=model.head,
+        head=head,
         dense=model.dense,
         frozen_bytes=model.frozen_bytes,
         host=HostWork(
@@ -95,9 +101,10 @@ def build_workload(
             decode_seconds=batch * num_values * _DECODE_S,
             window_bytes=float(data.shuffle_window_rows * _encoded_row_bytes(spec)),
         ),
-        matmul=matmul_type(config.runtime),
+        matmul=matmul_type(config.runtime, cluster),
+        num_operations=operations_around(_OPERATIONS_AROUND, cluster),
         num_prefetch_batches=config.runtime.num_prefetch_batches,
-        overlaps_ids=overlaps_ids(config.runtime, num_ranks, device_type),
+        overlaps_ids=overlaps_ids(config.runtime, cluster),
         checkpoint_copies=int(config.training.checkpoint_async),
     )
 
@@ -109,7 +116,7 @@ class _Model:
     frozen_bytes: float = 0.0
 
 
-def _mlp(config: MlpConfig, slots: MlpSlots, num_rows: int, num_heads: int, sharded: bool) -> _Model:
+def _mlp(config: MlpConfig, slots: MlpSlots, num_rows: int, num_heads: int) -> _Model:
     pretrained = {feature: read_pretrained(feature).shape for feature in slots.pretrained}
     num_embeddings, dim = len(slots.own) + len(slots.binned), config.embedding_dim
     numbers = sum(2 * feature.keep_value + feature.num_pieces for feature in slots.spec.continuous)
@@ -132,11 +139,8 @@ def _mlp(config: MlpConfig, slots: MlpSlots, num_rows: int, num_heads: int, shar
             memory_bytes=values,
             cached_bytes=values,
             num_scores=0.0,
-            num_operations=_OPERATIONS_OF_LAYER * len(sizes)
-            + _OPERATIONS_AROUND
-            + (_OPERATIONS_OF_SHARDING if sharded else 0),
+            num_operations=_OPERATIONS_OF_LAYER * len(sizes),
             activation_bytes=4.0 * num_rows * (2 * width + 3 * units),
-            product=(1, num_rows, width, config.hidden_sizes[0]),
         ),
         tuple(dense),
         4.0 * sum(shape.numel() for feature, shape in pretrained.items() if not feature.trainable),
@@ -170,9 +174,8 @@ def _lolly(config: LollyLrConfig, spec: FeatureSpec, num_rows: int, sparse: bool
         memory_bytes=float(_LOLLY_ID_BYTES * ids + 4 * touched),
         cached_bytes=float(_LOLLY_ID_BYTES * ids + 4 * touched),
         num_scores=0.0,
-        num_operations=_OPERATIONS_AROUND,
+        num_operations=0,
         activation_bytes=16.0 * ids,
-        product=(1, num_rows, 64, 64),
     )
     return _Model(head, (DenseParameters(weights + 1, dense_states(config.optimizer)),))
 

@@ -1,78 +1,43 @@
 """What a step of a TwHIN run does, for `tml plan`.
 
-Letters: `B` edges of a rank, `S` chunks, `C` edges in a chunk, `N` candidates of a chunk and side, `R` relations, `D`
-embedding dim.
-
-Three products of `2 S C N D` operations a side: scores, and their derivatives by queries and by candidates. The passes
-below were counted from the operations of the head on tensors without data: how often values as large as the scores
-`[S, C, N]`, the endpoints `[S, C, D]` and the candidates `[S, N, D]` of a side are read or written, both sides
-together, where every operation goes through memory.
+Letters: `B` edges of a rank, `S` chunks, `W` nodes of a chunk, `D` embedding dim.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from tml.common.batch import Cursor
 from tml.common.modules.table_layout import TableLayout
 from tml.common.reader import ParquetReader
+from tml.core.planning.cluster import Cluster
 from tml.core.planning.workload import (
     DenseParameters,
-    HeadWork,
     HostWork,
     Workload,
     batch_bytes,
     dense_states,
+    head_run,
     matmul_type,
+    operations_around,
     overlaps_ids,
 )
 from tml.projects.twhin.config import ModelConfig, TwhinConfig
-from tml.projects.twhin.data.chunks import ChunkAssembler, ChunkedEdges, ChunkShape
+from tml.projects.twhin.data.chunks import ChunkAssembler, ChunkedEdges
 from tml.projects.twhin.data.dataset import EDGE_COLUMNS, chunk_shape, edge_files, num_blocks
 from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema
-from tml.projects.twhin.models.build import edge_schema
+from tml.projects.twhin.head_work import count_head_work
+from tml.projects.twhin.models.build import build_head, edge_schema
 from tml.projects.twhin.tables import table_layout
 
-
-@dataclass(frozen=True)
-class _Passes:
-    """Reads and writes of values as large as the scores, endpoints and candidates of a side; and operations."""
-
-    scores: float = 0.0
-    ends: float = 0.0
-    candidates: float = 0.0
-    operations: int = 0
-
-    def __add__(self, other: _Passes) -> _Passes:
-        return _Passes(
-            self.scores + other.scores,
-            self.ends + other.ends,
-            self.candidates + other.candidates,
-            self.operations + other.operations,
-        )
-
-
-_OF_LOSS = {"softmax": _Passes(25), "logistic": _Passes(29, 16, operations=10), "ranking": _Passes(32)}
-_OF_COMPARATOR = {"dot": _Passes(0, 20, 13, 77), "l2": _Passes(73, 140, 49, 197), "cosine": _Passes(61, 198, 62, 273)}
-_OF_OPERATOR = {
-    "identity": _Passes(),
-    "translation": _Passes(0, 4, 0, 3),
-    "diagonal": _Passes(0, 22, 0, 9),
-    "complex_diagonal": _Passes(0, 72, 0, 50),
-}
-_OF_REGULARIZER = {"l2": _Passes(0, 40, 0, 60), "n3": _Passes(0, 150, 0, 131)}
-# What lies in memory at once, in the same units.
-_PEAK_OF_COMPARATOR = {"dot": (1.1, 2.0, 1.1), "l2": (7.5, 7.0, 3.7), "cosine": (8.3, 8.5, 4.0)}
-_PEAK_OF_OPERATOR = {"identity": 0.0, "translation": 0.6, "diagonal": 5.0, "complex_diagonal": 6.6}
-# Rows of whole vectors of so many floats have a compiled head on a processor.
-_VECTOR = 16
-# On a processor torch's operations work on parts that fit the last cache, which is so much cheaper than memory.
-_LAST_CACHE = 0.4
 # Look-up, its backward, the relations' optimizer, metrics and checks.
 _OPERATIONS_AROUND = 60
-_OPERATIONS_OF_SHARDING = 150
 
 # Seconds of one core: of an edge, of a looked-up row and of a pair that is compared; and to decode an edge. From the
 # probe of the machine that docs/planning.md describes.
@@ -94,22 +59,21 @@ def count_examples(config: TwhinConfig) -> int:
     return ParquetReader(files, EDGE_COLUMNS, global_batch_size=1, offset=data.offset, limit=data.limit).num_rows
 
 
-def build_workload(config: TwhinConfig, num_ranks: int, device_type: str, global_batch: int | None = None) -> Workload:
+def build_workload(config: TwhinConfig, cluster: Cluster, global_batch: int | None = None) -> Workload:
     """A step of a run.
 
     Args:
         config: the whole config.
-        num_ranks: all ranks.
-        device_type: `torch.device.type` of their devices.
+        cluster: the machines.
         global_batch: edges of a step on all ranks, instead of the config's.
 
     Raises:
         ConfigError: the batch cannot be shared among the ranks, or the kernels lack an optimizer.
     """
-    data = config.train_data
+    data, num_ranks = config.train_data, cluster.num_ranks
     edges = data.batch_size(num_ranks) if global_batch is None else global_batch
     blocks = num_blocks(data, edges, num_ranks)
-    layout, shape = table_layout(config.model, device_type), chunk_shape(data)
+    layout, shape = table_layout(config.model, cluster.device_type), chunk_shape(data)
     sample = _Sample(config, layout, num_ranks, edges // blocks, blocks // num_ranks)
     accumulated = config.training.gradient_accumulation
     scale = sample.scale * accumulated
@@ -117,8 +81,6 @@ def build_workload(config: TwhinConfig, num_ranks: int, device_type: str, global
     num_ids = chunks * 2 * shape.num_nodes_of_side
     of_rank = edges * accumulated // num_ranks
     pairs = 2 * chunks * shape.size * shape.num_candidates
-    is_compiled = _is_compiled(config, device_type)
-    shared = _shared_candidates(config.model, shape, sample.batch) if is_compiled else 0.0
     return Workload(
         project="twhin",
         unit="edges",
@@ -126,7 +88,11 @@ def build_workload(config: TwhinConfig, num_ranks: int, device_type: str, global
         global_batch=edges * accumulated,
         layout=layout,
         num_ids=num_ids,
-        head=_head(config.model, shape, chunks, _Kind(is_compiled, shared, num_ranks > 1 or device_type != "cpu")),
+        head=replace(
+            count_head_work(config, cluster, sample.batch, chunks),
+            run=head_run(config.runtime, partial(sample.head, config)),
+            run_share=1 / scale,
+        ),
         dense=(_relations(config.model),),
         host=HostWork(
             batch_bytes=scale * batch_bytes(sample.batch),
@@ -136,79 +102,12 @@ def build_workload(config: TwhinConfig, num_ranks: int, device_type: str, global
             make=sample.make,
             made_share=1 / scale,
         ),
-        matmul=matmul_type(config.runtime),
+        matmul=matmul_type(config.runtime, cluster),
+        num_operations=operations_around(_OPERATIONS_AROUND, cluster),
         num_prefetch_batches=config.runtime.num_prefetch_batches,
-        overlaps_ids=overlaps_ids(config.runtime, num_ranks, device_type),
+        overlaps_ids=overlaps_ids(config.runtime, cluster),
         checkpoint_copies=int(config.training.checkpoint_async),
     )
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """Which head it is: compiled for a processor, with a share of candidates' scores made once; tables sharded."""
-
-    is_compiled: bool
-    shared_candidates: float
-    is_sharded: bool
-
-
-def _head(model: ModelConfig, shape: ChunkShape, chunks: int, kind: _Kind) -> HeadWork:
-    dim = model.embeddings.tables[0].embedding_dim
-    per_operator = [relation.operator for relation in model.relations]
-    # Relations are taken to be equally frequent: the dearest operator counts with its share of them.
-    passes = _OF_LOSS[model.loss] + _OF_COMPARATOR[model.comparator]
-    if model.regularization is not None:
-        passes += _OF_REGULARIZER[model.regularization.kind]
-    ends = passes.ends + sum(_OF_OPERATOR[name].ends for name in per_operator) / len(per_operator)
-    names = set(per_operator)
-    operations = sum(passes.operations + _OF_OPERATOR[name].operations for name in names)
-    score_bytes = 4.0 * chunks * shape.size * shape.num_candidates
-    end_bytes = 4.0 * chunks * shape.size * dim
-    candidate_bytes = 4.0 * chunks * shape.num_candidates * dim
-    of_scores, of_ends, of_candidates = _PEAK_OF_COMPARATOR[model.comparator]
-    of_ends += max(_PEAK_OF_OPERATOR[name] for name in names)
-    memory_bytes = passes.scores * score_bytes + ends * end_bytes + passes.candidates * candidate_bytes
-    # Compiled for a processor, rows are read and their gradient is written (which reads it first), no more.
-    row_bytes = 3 * 4.0 * chunks * 2 * shape.num_nodes_of_side * dim
-    return HeadWork(
-        flops=(_num_products(model) - 3.0 * kind.shared_candidates)
-        * 2.0
-        * chunks
-        * shape.size
-        * shape.num_candidates
-        * dim,
-        memory_bytes=memory_bytes,
-        cached_bytes=row_bytes if kind.is_compiled else row_bytes + _LAST_CACHE * memory_bytes,
-        num_scores=2.0 * chunks * shape.size * shape.num_candidates if kind.is_compiled else 0.0,
-        num_operations=operations + _OPERATIONS_AROUND + (_OPERATIONS_OF_SHARDING if kind.is_sharded else 0),
-        activation_bytes=of_scores * score_bytes + of_ends * end_bytes + of_candidates * candidate_bytes,
-        product=(min(chunks, 256), shape.size, dim, shape.num_candidates),
-    )
-
-
-def _is_compiled(config: TwhinConfig, device_type: str) -> bool:
-    """Whether the head of a rank is the compiled one of a processor, as `TwhinHead` decides it for small chunks."""
-    model, dim = config.model, config.model.embeddings.tables[0].embedding_dim
-    plain = model.comparator == "dot" and not config.runtime.enable_amp
-    return device_type == "cpu" and plain and dim % _VECTOR == 0
-
-
-def _num_products(model: ModelConfig) -> float:
-    """Products of a step's two sides, by the mean over relations: three a side; where norms of moved candidates are
-    needed, three more of the left-hand side."""
-    if model.comparator == "dot" or model.reciprocal_relations:
-        return 6.0
-    moving = sum(relation.operator != "identity" for relation in model.relations)
-    return 6.0 + 3.0 * moving / len(model.relations)
-
-
-def _shared_candidates(model: ModelConfig, shape: ChunkShape, batch: ChunkedEdges) -> float:
-    """The share of a chunk's candidates whose scores the compiled head makes once for both sides: the endpoints, in
-    chunks of one relation."""
-    if model.reciprocal_relations or shape.num_in_batch < shape.size:
-        return 0.0
-    of_one_relation = float((batch.rel == batch.rel[:, :1]).all(1).float().mean())
-    return of_one_relation * shape.num_in_batch / shape.num_candidates
 
 
 def _relations(model: ModelConfig) -> DenseParameters:
@@ -243,6 +142,13 @@ class _Sample:
         """Cut the batch."""
         num_examples = self._size * len(self._blocks)
         return self._assembler.assemble(self._blocks, self._size, num_examples, Cursor())
+
+    def head(self, config: TwhinConfig) -> tuple[Callable[[], Tensor], list[Tensor]]:
+        """The loss of the batch with random rows, and what it is derived by."""
+        head = build_head(config.model, config.train_data)
+        dim = config.model.embeddings.tables[0].embedding_dim
+        rows = (torch.randn(len(self.batch.nodes.values()), dim) / dim**0.5).requires_grad_()
+        return lambda: head(rows, self.batch)[0], [rows, head.scorer.weight]
 
 
 def _random_edges(schema: EdgeSchema, generator: np.random.Generator, size: int) -> EdgeArrays:

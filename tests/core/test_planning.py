@@ -12,7 +12,7 @@ from tml.core.planning.cluster import Cluster
 from tml.core.planning.memory import device_memory, host_memory, num_prefetch_batches
 from tml.core.planning.plan import make_plan, require_fit
 from tml.core.planning.report import plan_as_dict, plan_as_text
-from tml.core.planning.step_time import MeasuredTables, step_time
+from tml.core.planning.step_time import MeasuredCosts, step_time
 from tml.core.planning.traffic import all_to_all, exchanges, ring, rows_only_exchanges
 from tml.core.planning.workload import DenseParameters, HeadWork, HostWork, Workload
 from tml.machines import Machine
@@ -20,7 +20,7 @@ from tml.machines import Machine
 GIB, DIM, IDS = 2**30, 64, 1000
 ADAGRAD = FusedOptimizerSpec("rowwise_adagrad", 0.1)
 HEAD = HeadWork(flops=1e9, memory_bytes=1e8, cached_bytes=1e7, num_scores=1e6, num_operations=100,
-                activation_bytes=5e6, product=(4, 8, 8, 8))  # fmt: skip
+                activation_bytes=5e6)  # fmt: skip
 HOST = HostWork(batch_bytes=1e6, make_seconds=1e-3, decode_seconds=2e-3, window_bytes=3e7)
 
 
@@ -28,7 +28,7 @@ def _workload(num_ranks: int = 1, rows: int = 10_000, **changes) -> Workload:
     work = Workload(
         project="toy", unit="examples", num_ranks=num_ranks, global_batch=1000, num_ids=IDS, head=HEAD, host=HOST,
         layout=TableLayout([TableSpec("nodes", rows, DIM, ADAGRAD)]), dense=(DenseParameters(500, 2),),
-        matmul="fp32", num_prefetch_batches=None, overlaps_ids=True, checkpoint_copies=0,
+        matmul="fp32", num_operations=10, num_prefetch_batches=None, overlaps_ids=True, checkpoint_copies=0,
     )  # fmt: skip
     return replace(work, **changes)
 
@@ -111,8 +111,27 @@ def test_a_step_on_one_processor_is_the_sum_of_its_phases():
     assert seconds["read and decode"] == HOST.decode_seconds / 2
     assert seconds["matrix products"] == HEAD.flops / cluster.rates.flops("fp32")
     assert not any("send" in name for name in seconds)
-    measured = step_time(work, cluster, tables=MeasuredTables(1e-6, 3e-6))
-    assert {p.name: p.seconds for p in measured.phases}["update rows"] == pytest.approx(3e-3)
+
+
+def test_what_was_measured_replaces_what_was_computed():
+    work, cluster = _workload(), _processor()
+    computed = {phase.name: phase.seconds for phase in step_time(work, cluster).phases}
+    products = HEAD.flops / cluster.rates.flops("fp32")
+    assert computed["launch operations"] == pytest.approx(110 * cluster.rates.launch_seconds)
+    costs = MeasuredCosts(1e-6, 3e-6, head=products + 2e-3)
+    found = {phase.name: phase.seconds for phase in step_time(work, cluster, measured=costs).phases}
+    assert found["look up rows"] == pytest.approx(1e-3)
+    assert found["update rows"] == pytest.approx(3e-3)
+    # A measured head has its own launches in it.
+    assert found["launch operations"] == pytest.approx(10 * cluster.rates.launch_seconds)
+    assert found["matrix products"] == products
+    assert found["scores, loss, elementwise"] == pytest.approx(2e-3)
+    assert found["make batch"] == computed["make batch"]
+    # Some kernels multiply faster than the library whose rate was probed.
+    fast = step_time(work, cluster, measured=replace(costs, head=products / 2))
+    names = {phase.name: phase.seconds for phase in fast.phases}
+    assert names["matrix products"] == products / 2
+    assert "scores, loss, elementwise" not in names
 
 
 def test_lanes_of_an_accelerator_run_side_by_side_and_the_longest_is_the_step():
@@ -142,7 +161,8 @@ def test_a_slower_network_moves_the_bottleneck():
 
 
 def _build(rows: int):
-    def build(num_ranks, device_type, global_batch=None):
+    def build(cluster, global_batch=None):
+        num_ranks = cluster.num_ranks
         batch = 1000 * 8 if global_batch is None else global_batch
         if batch % num_ranks:
             raise ConfigError("a batch cannot be shared evenly among the ranks", value=batch)
@@ -190,10 +210,10 @@ def test_half_the_bytes_are_advised_where_they_suffice():
 
 
 def test_a_smaller_batch_is_advised_where_the_batch_is_what_is_too_large():
-    def build(num_ranks, device_type, global_batch=None):
+    def build(cluster, global_batch=None):
         batch = 2**20 if global_batch is None else global_batch
         head = replace(HEAD, activation_bytes=batch * 2e5)
-        return _workload(num_ranks, global_batch=batch, head=head)
+        return _workload(cluster.num_ranks, global_batch=batch, head=head)
 
     plan = make_plan(build, _cluster())
     assert [line for line in plan.advice if "global batch of 262,144" in line]

@@ -122,8 +122,8 @@ def test_the_sections_of_a_config_tell_its_project(project):
 
 
 def test_a_measured_plan_is_made_of_what_was_measured(twhin, monkeypatch):
-    monkeypatch.setattr(probing, "_COPY_BYTES", 1 << 20)
-    monkeypatch.setattr(probing, "_REPEATS", 2)
+    for name, value in {"_COPY_BYTES": 1 << 20, "_PRODUCT_SIZE": 64, "_SECONDS": 0.0, "_TABLE_REPEATS": 2}.items():
+        monkeypatch.setattr(probing, name, value)
     from tml.core.config import load_config
     from tml.projects.twhin.config import TwhinConfig
 
@@ -131,12 +131,16 @@ def test_a_measured_plan_is_made_of_what_was_measured(twhin, monkeypatch):
     cluster = Cluster.of(parse_machines({"chief": {"mem": "8Gi", "cpu": 1}}).chief)
     plan = make_plan(lambda *arguments: build_workload(config, *arguments), cluster, measure=probing.measure)
     assert plan.probe is not None
-    assert plan.probe.tables is not None
+    costs = plan.probe.costs
+    assert costs is not None
+    assert costs.head is not None
     seconds = {phase.name: phase.seconds for phase in plan.time.phases}
-    assert seconds["look up rows"] == pytest.approx(plan.work.num_ids * plan.probe.tables.look_up)
-    assert seconds["update rows"] == pytest.approx(plan.work.num_ids * plan.probe.tables.update)
+    assert seconds["look up rows"] == pytest.approx(plan.work.num_ids * costs.look_up)
+    assert seconds["update rows"] == pytest.approx(plan.work.num_ids * costs.update)
     assert seconds["make batch"] == plan.probe.host.make_seconds > 0
-    assert seconds["matrix products"] == pytest.approx(plan.work.head.flops / plan.probe.rates.fp32_flops)
+    of_head = [seconds.get(name, 0.0) for name in ("matrix products", "scores, loss, elementwise")]
+    assert sum(of_head) == pytest.approx(costs.head)
+    assert of_head[0] == pytest.approx(min(costs.head, plan.work.head.flops / plan.probe.rates.fp32_flops))
     assert plan.cluster.rates.name == "this machine"
 
 
@@ -144,13 +148,13 @@ def test_of_an_accelerators_plan_only_the_host_is_measured(twhin, monkeypatch):
     from tml.core.config import load_config
     from tml.projects.twhin.config import TwhinConfig
 
-    monkeypatch.setattr(probing, "_REPEATS", 2)
+    monkeypatch.setattr(probing, "_SECONDS", 0.0)
     config = load_config(TwhinConfig, twhin)
     cluster = Cluster.of(parse_machines({"chief": {"mem": "64Gi", "cpu": 8, "num_accelerators": 1,
                                                    "accelerator_type": "l4"}}).chief)  # fmt: skip
-    work = build_workload(config, 1, "cpu")
+    work = build_workload(config, cluster)
     found = probing.measure(work, cluster)
     assert found.rates == cluster.rates
-    assert found.tables is None
+    assert found.costs is None
     assert found.host == replace(work.host, make_seconds=found.host.make_seconds)
     assert found.host.make_seconds != work.host.make_seconds

@@ -36,6 +36,20 @@ def build_scorer(config: ModelConfig) -> RelationScorer:
     )
 
 
+def build_head(config: ModelConfig, data: TrainDataConfig) -> TwhinHead:
+    """The model without its tables, with relations at their start."""
+    regularization = config.regularization
+    settings = HeadSettings(
+        shape=chunk_shape(data),
+        loss=config.loss,
+        margin=config.margin_in_effect,
+        regularizer=regularization.kind if regularization else None,
+        regularization_weight=regularization.weight if regularization else 0.0,
+        num_ranks=world_size(),
+    )
+    return TwhinHead(build_scorer(config), settings)
+
+
 def build_model(
     config: ModelConfig, data: TrainDataConfig, layout: TableLayout, device: torch.device, seed: int
 ) -> nn.Module:
@@ -51,16 +65,7 @@ def build_model(
     Returns:
         A `TwhinModel` over `LocalTables` on one CPU rank, else a `ShardedModel` around one over `ShardedTables`.
     """
-    regularization = config.regularization
-    settings = HeadSettings(
-        shape=chunk_shape(data),
-        loss=config.loss,
-        margin=config.margin_in_effect,
-        regularizer=regularization.kind if regularization else None,
-        regularization_weight=regularization.weight if regularization else 0.0,
-        num_ranks=world_size(),
-    )
-    head = TwhinHead(build_scorer(config), settings)
+    head = build_head(config, data)
     if device.type == "cpu" and world_size() == 1:
         return TwhinModel(LocalTables(layout, seed), head)
     return ShardedModel(TwhinModel(ShardedTables(layout), head.to(device)), device, seed)

@@ -26,6 +26,7 @@ constexpr float kMasked = -1e30f;
 struct Arguments {
   int64_t num_chunks, size, num_in_batch, num_global, dim;
   int32_t op, loss, num_lanes, num_threads;
+  int32_t max_shared;           // a chunk of at most so many relations makes its in-batch scores once for both sides
   float margin;
   int32_t regularizer;
   float regularization;         // factor of its penalty
@@ -117,9 +118,6 @@ float penalty(int kind, int op, const float *x, float *by_x, float factor, int64
   }
   return factor * total;
 }
-
-// Relations of a chunk whose in-batch scores both sides can share.
-constexpr size_t kMaxKinds = 8;
 
 struct EdgeLoss {
   float loss, by_positive;
@@ -258,8 +256,8 @@ class Chunk {
         skipped(a.size - a.num_in_batch),
         kind_of(a.size),
         square(padded(a.size) * padded(a.size)),
-        difference(kMaxKinds * padded(a.size)),
-        translations(kMaxKinds * a.dim),
+        difference(a.max_shared * padded(a.size)),
+        translations(a.max_shared * a.dim),
         by_end(a.size),
         products(a),
         by_queries(a.size * a.dim) {
@@ -278,10 +276,7 @@ class Chunk {
     weight = a.weight + number * a.size;
     for (float *by_rows : a.by_rows) std::fill_n(by_rows + number * nodes, nodes, 0.0f);
     sort_relations();
-    // An edge's score against another edge's end is nearly that edge's score against its end: the same product of rows, with
-    // another relation. Where relations differ, the difference of two translations is known without another product of all pairs.
-    const bool is_known = kinds.size() == 1 || a.op == kIdentity || (a.op == kTranslation && kinds.size() <= kMaxKinds);
-    const bool once = !skipped && !a.inverse && is_known;
+    const bool once = static_cast<int64_t>(kinds.size()) <= a.max_shared;
     for (int corrupted : {0, 1}) set_up(number, corrupted, once, by_params, by_inverse);
     Side &lhs = sides[0], &rhs = sides[1];
     const int64_t first = once ? a.size : 0;

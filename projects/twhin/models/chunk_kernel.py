@@ -10,6 +10,7 @@ definition, and what runs where the kernel cannot.
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,7 +18,11 @@ from torch import Tensor
 
 from tml.common.native.compiler import compiled
 from tml.common.profiling import kernel
+from tml.ml_logging import get_logger, warn_once
+from tml.projects.twhin.data.chunks import ChunkShape
 from tml.projects.twhin.models.chunk_runs import ChunkRun
+
+logger = get_logger(__name__)
 
 _SOURCE = Path(__file__).with_name("chunk_kernel.cpp")
 _OPERATORS = ("identity", "translation", "diagonal", "complex_diagonal")
@@ -29,6 +34,8 @@ _LANES = 16
 # A larger chunk leaves the cache of a core; if there are fewer than threads, a library's product of large matrices,
 # which all cores share, is better.
 _MAX_CHUNK_BYTES = 2 << 20
+# Translations of a chunk whose differences are worth making, to share in-batch scores.
+_MAX_TRANSLATIONS = 8
 # Sums by relation are kept in so many parts, whatever the number of threads, so that a result does not depend on it.
 _MAX_SUMS = 32
 
@@ -38,7 +45,7 @@ class _Arguments(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("num_chunks", "size", "num_in_batch", "num_global", "dim")),
-        *((name, ctypes.c_int32) for name in ("op", "loss", "num_lanes", "num_threads")),
+        *((name, ctypes.c_int32) for name in ("op", "loss", "num_lanes", "num_threads", "max_shared")),
         ("margin", ctypes.c_float),
         ("regularizer", ctypes.c_int32),
         ("regularization", ctypes.c_float),
@@ -54,6 +61,60 @@ class _Arguments(ctypes.Structure):
     )
 
 
+@dataclass(frozen=True)
+class HeadCase:
+    """What decides whether the compiled head does the work of some chunks.
+
+    Args:
+        device_type: `torch.device.type` of the rows.
+        dtype: of the rows.
+        autocast: whether products are made in a shorter type by torch.
+        comparator: of the model.
+        shape: sizes of a chunk.
+        dim: `D`.
+        num_chunks: `S`.
+        num_threads: that share them.
+    """
+
+    device_type: str
+    dtype: torch.dtype
+    autocast: bool
+    comparator: str
+    shape: ChunkShape
+    dim: int
+    num_chunks: int
+    num_threads: int
+
+    @property
+    def suits_kernel(self) -> bool:
+        """Whether scores are dot products of float32 rows that fill vectors, and chunks fit the processor.
+
+        Those are small, or there is one for every thread. A compiler is needed besides, see `ChunkKernel.is_built`.
+        """
+        plain = self.device_type == "cpu" and self.dtype == torch.float32 and not self.autocast
+        floats = 2 * self.shape.num_nodes_of_side * self.dim
+        floats += self.shape.size * (self.shape.num_candidates + 2 * self.dim)
+        fits = 4 * floats <= _MAX_CHUNK_BYTES or self.num_chunks >= self.num_threads
+        return plain and self.comparator == "dot" and self.dim % _LANES == 0 and fits
+
+
+def max_shared_relations(operator: str, shape: ChunkShape, reciprocal: bool) -> int:
+    """A chunk's in-batch scores are made once for both sides if it has at most so many relations; 0 is never.
+
+    An edge's score against another edge's end is nearly that edge's score against its end: the same product of rows,
+    with another relation. Where relations differ, the difference of two translations is known without another product
+    of all pairs.
+
+    Args:
+        operator: of the chunk.
+        shape: its sizes.
+        reciprocal: inverse relations have parameters of their own.
+    """
+    if reciprocal or shape.num_in_batch < shape.size:
+        return 0
+    return {"identity": shape.size, "translation": _MAX_TRANSLATIONS}.get(operator, 1)
+
+
 class ChunkKernel:
     """The compiled head.
 
@@ -63,31 +124,26 @@ class ChunkKernel:
         reciprocal: inverse relations have parameters of their own, in the second half of the relations.
         regularizer: a name of `REGULARIZERS`, or None.
         regularization: factor of its penalty.
+
+    Attributes:
+        has_bfloat16: whether the processor multiplies bfloat16 numbers.
     """
 
     def __init__(
         self, loss: str, margin: float, reciprocal: bool, regularizer: str | None = None, regularization: float = 0.0
     ) -> None:
         library = compiled(_SOURCE)
-        assert library is not None, "look at can_run first"
+        assert library is not None, "look at is_built first"
         self._losses_of = library.tml_chunk_losses
         self._losses_of.restype = None
+        self.has_bfloat16 = bool(library.tml_has_bfloat16())
         self._loss, self._margin, self._reciprocal = _LOSSES.index(loss), margin, reciprocal
         self._regularizer, self._regularization = _REGULARIZERS.index(regularizer), regularization
 
     @staticmethod
-    def can_run(run: ChunkRun) -> bool:
-        """Whether rows fill vectors, chunks are small or there is one for every thread, and there is a compiler."""
-        shape, dim = run.shape, run.rows[0].shape[-1]
-        floats = 2 * shape.num_nodes_of_side * dim + shape.size * (shape.num_candidates + 2 * dim)
-        suits = 4 * floats <= _MAX_CHUNK_BYTES or len(run.rel) >= torch.get_num_threads()
-        return dim % _LANES == 0 and suits and compiled(_SOURCE) is not None
-
-    @staticmethod
-    def has_bfloat16() -> bool:
-        """Whether the kernel can multiply bfloat16 numbers here; it does where `float32_matmul_precision` allows it."""
-        library = compiled(_SOURCE)
-        return library is not None and bool(library.tml_has_bfloat16())
+    def is_built() -> bool:
+        """Whether there is a compiler."""
+        return compiled(_SOURCE) is not None
 
     def losses(self, run: ChunkRun, relations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Weighted losses of chunks `[S]`, forward scores of edges `[S, C]`, derivatives by `relations [R, D]`."""
@@ -108,10 +164,11 @@ class ChunkKernel:
             loss=self._loss,
             num_lanes=num_sums,
             num_threads=torch.get_num_threads(),
+            max_shared=max_shared_relations(run.operator, run.shape, self._reciprocal),
             margin=self._margin,
             regularizer=self._regularizer,
             regularization=self._regularization,
-            bfloat16=torch.get_float32_matmul_precision() != "highest",
+            bfloat16=self._multiplies_bfloat16(),
             rows=pair(*(rows.data_ptr() for rows in run.rows)),
             by_rows=pair(*(rows.data_ptr() for rows in run.by_rows)),
             rel=run.rel.data_ptr(),
@@ -129,3 +186,14 @@ class ChunkKernel:
         with kernel("chunk_losses"):
             self._losses_of(ctypes.byref(arguments))
         return losses, positive, sums.sum(0)
+
+    def _multiplies_bfloat16(self) -> bool:
+        """Whether `float32_matmul_precision` allows products of bfloat16 numbers, and the processor has them."""
+        is_allowed = torch.get_float32_matmul_precision() != "highest"
+        if is_allowed and not self.has_bfloat16:
+            warn_once(
+                logger,
+                "runtime.enable_tensorfloat32 has no effect on scores: this processor has no instruction for products "
+                "of bfloat16 numbers (AVX-512 BF16)",
+            )
+        return is_allowed and self.has_bfloat16

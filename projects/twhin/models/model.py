@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from tml.common.profiling import phase
 from tml.projects.twhin.data.chunks import ChunkedEdges, ChunkShape
 from tml.projects.twhin.models import scores
-from tml.projects.twhin.models.chunk_kernel import ChunkKernel
+from tml.projects.twhin.models.chunk_kernel import ChunkKernel, HeadCase
 from tml.projects.twhin.models.chunk_loss import Derivatives, SideLoss, scaled
 from tml.projects.twhin.models.chunk_runs import ChunkRun, chunk_runs
 from tml.projects.twhin.models.operators import OPERATORS, Operator
@@ -98,13 +98,17 @@ class TwhinHead(nn.Module):
     def _kernel_for(self, run: ChunkRun) -> ChunkKernel | None:
         """The compiled head, where it can do this head's work."""
         rows, settings = run.rows[0], self.settings
-        can_run = (
-            rows.device.type == "cpu"
-            and rows.dtype == torch.float32
-            and not torch.is_autocast_enabled("cpu")
-            and self.scorer.comparator == "dot"
-            and ChunkKernel.can_run(run)
+        case = HeadCase(
+            rows.device.type,
+            rows.dtype,
+            torch.is_autocast_enabled("cpu"),
+            self.scorer.comparator,
+            run.shape,
+            rows.shape[-1],
+            len(run.rel),
+            torch.get_num_threads(),
         )
+        can_run = case.suits_kernel and ChunkKernel.is_built()
         if can_run and self._kernel is None:
             self._kernel = ChunkKernel(
                 settings.loss,

@@ -16,7 +16,7 @@ from torch import Tensor
 from tml.common.native.compiler import compiled
 from tml.projects.twhin.data.chunks import ChunkShape
 from tml.projects.twhin.models import chunk_kernel
-from tml.projects.twhin.models.chunk_kernel import ChunkKernel
+from tml.projects.twhin.models.chunk_kernel import ChunkKernel, HeadCase
 from tml.projects.twhin.models.chunk_runs import ChunkRun
 from tml.projects.twhin.models.model import HeadSettings, TwhinHead
 from tml.projects.twhin.models.relations import RelationScorer, RelationSpec
@@ -28,6 +28,10 @@ LOSSES = ("softmax", "logistic", "ranking")
 pytestmark = pytest.mark.skipif(
     compiled(Path(chunk_kernel.__file__).with_name("chunk_kernel.cpp")) is None, reason="no C++ compiler here"
 )
+
+
+def has_bfloat16() -> bool:
+    return ChunkKernel.is_built() and ChunkKernel("softmax", 0.0, False).has_bfloat16
 
 
 def make_head(
@@ -74,7 +78,7 @@ def results(head: TwhinHead, run: ChunkRun) -> list[Tensor]:
 
 def by_operations(head: TwhinHead, run: ChunkRun, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     with monkeypatch.context() as patch:
-        patch.setattr(ChunkKernel, "can_run", staticmethod(lambda run: False))
+        patch.setattr(ChunkKernel, "is_built", staticmethod(lambda: False))
         return results(head, run)
 
 
@@ -149,7 +153,7 @@ def keep_precision() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("keep_precision")
-@pytest.mark.skipif(not ChunkKernel.has_bfloat16(), reason="this processor multiplies no bfloat16 numbers")
+@pytest.mark.skipif(not has_bfloat16(), reason="this processor multiplies no bfloat16 numbers")
 @pytest.mark.parametrize(
     ("size", "in_batch", "num_global", "dim"),
     [(10, 10, 7, 64), (50, 50, 50, 128), (7, 3, 12, 16), (33, 33, 0, 48), (60, 0, 100, 80)],
@@ -179,13 +183,50 @@ def test_one_two_and_three_threads_give_the_same_bits() -> None:
     assert all(torch.equal(one, other) for others in found[1:] for one, other in zip(found[0], others, strict=True))
 
 
+@pytest.mark.usefixtures("keep_precision")
+def test_a_processor_without_bfloat16_says_so_once_and_stays_exact(caplog: pytest.LogCaptureFixture) -> None:
+    head = make_head("translation", "softmax", False, ChunkShape(10, 10, 7), 32)
+    run = make_run("translation", ChunkShape(10, 10, 7), 2, 32)
+    exact = results(head, run)
+    assert head._kernel is not None
+    head._kernel.has_bfloat16 = False
+    torch.set_float32_matmul_precision("medium")
+    for _ in range(2):
+        found = results(head, run)
+    assert all(torch.equal(one, other) for one, other in zip(found, exact, strict=True))
+    assert [record.message for record in caplog.records if "enable_tensorfloat32 has no effect" in record.message]
+    assert len(caplog.records) == 1
+
+
+CASE = HeadCase("cpu", torch.float32, False, "dot", ChunkShape(10, 10, 7), 32, 1, 2)
+LARGE = replace(CASE, shape=ChunkShape(1000, 0, 1000), dim=400)
+
+
 @pytest.mark.parametrize(
-    ("shape", "num_chunks", "dim"),
-    [(ChunkShape(10, 10, 7), 5, 20), (ChunkShape(1000, 0, 1000), 1, 400)],
-    ids=["dim no multiple of a vector", "one chunk larger than a core's cache"],
+    ("case", "suits"),
+    [
+        (CASE, True),
+        (replace(CASE, dim=20), False),
+        (replace(CASE, comparator="l2"), False),
+        (replace(CASE, autocast=True), False),
+        (replace(CASE, dtype=torch.float16), False),
+        (replace(CASE, device_type="cuda"), False),
+        (LARGE, False),
+        (replace(LARGE, num_chunks=2), True),
+    ],
 )
+def test_what_the_kernel_cannot_do_well_is_left_to_torch(case: HeadCase, suits: bool) -> None:
+    assert case.suits_kernel is suits
+
+
 @pytest.mark.usefixtures("keep_threads")
-def test_what_the_kernel_cannot_do_well_is_left_to_torch(shape: ChunkShape, num_chunks: int, dim: int) -> None:
+def test_the_head_asks_for_the_case_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(ChunkKernel, "is_built", staticmethod(lambda: seen.append("asked")))
     torch.set_num_threads(2)
-    assert not ChunkKernel.can_run(make_run("identity", shape, num_chunks, dim))
-    assert ChunkKernel.can_run(make_run("identity", shape, 2, 32))
+    head = make_head("identity", "softmax", False, ChunkShape(10, 10, 7), 20)
+    head.run_loss(make_run("identity", ChunkShape(10, 10, 7), 2, 20))
+    assert not seen  # rows of 20 floats suit it not, whether it is built or not
+    head = make_head("identity", "softmax", False, ChunkShape(10, 10, 7), 32)
+    head.run_loss(make_run("identity", ChunkShape(10, 10, 7), 2, 32))
+    assert seen == ["asked"]
