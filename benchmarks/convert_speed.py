@@ -47,7 +47,7 @@ def main() -> None:
     counts = ", ".join(f"{size:,} {name}s" for name, size in found["tml"]["num_entities"].items())
     text = f"{found['tml']['num_edges']:,} edges, {edges.stat().st_size / 2**20:,.0f} MiB of TSV; {counts}."
     record |= runs.record() | {"found": found}
-    write_record(arguments.results, "convert_speed", record, f"{text}\n\n{runs.report()}")
+    write_record(arguments.results, arguments.record, record, f"{text}\n\n{runs.report()}")
 
 
 def sample_edges(num_edges: int) -> Path:
@@ -91,7 +91,7 @@ def require_equal(found: dict[str, dict[str, Any]]) -> None:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argument_parser(__doc__, rounds="conversions by each system, taking turns")
+    parser = argument_parser(__doc__, "convert_speed", rounds="conversions by each system, taking turns")
     parser.add_argument("--edges", type=parse_count, default=2_000_000, help="of the sample graph, such as 200k or 2m")
     return parser.parse_args()
 

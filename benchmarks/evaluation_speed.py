@@ -64,7 +64,7 @@ def main() -> None:
         f"edges, {problem['operator']} + dot, dim {problem['dim']}; the same metrics to the last digit in float32."
     )
     record |= runs.record() | {"metrics": metrics}
-    write_record(arguments.results, "evaluation_speed", record, f"{text}\n\n{runs.report(columns)}")
+    write_record(arguments.results, arguments.record, record, f"{text}\n\n{runs.report(columns)}")
 
 
 def worker(job: dict[str, Any]) -> None:
@@ -164,7 +164,7 @@ def _power_law(rng: np.random.Generator, size: int, count: int, exponent: float 
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argument_parser(__doc__, rounds="evaluations by each contestant, taking turns")
+    parser = argument_parser(__doc__, "evaluation_speed", rounds="evaluations by each contestant, taking turns")
     parser.add_argument("--entities", type=parse_count, default=14_541)
     parser.add_argument("--relations", type=parse_count, default=237)
     parser.add_argument("--edges", type=parse_count, default=310_116, help="that are known, the ranked ones included")

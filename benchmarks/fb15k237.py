@@ -49,7 +49,7 @@ def main() -> None:
         rows.append(_row(config.stem.removeprefix("fb15k237_"), shown, minutes))
     rows += [_row(reference["model"], reference, {}) for reference in REFERENCES]
     text = f"FB15k-237, test edges, filtered, both sides, all entities as candidates.\n\n{markdown_table(rows)}"
-    write_record(arguments.results, "fb15k237", record, text)
+    write_record(arguments.results, arguments.record, record, text)
 
 
 def _configs(only: str) -> list[Path]:
@@ -73,7 +73,7 @@ def _row(model: Any, metrics: dict[str, Any], minutes: dict[str, float]) -> dict
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argument_parser(__doc__, overrides=True)
+    parser = argument_parser(__doc__, "fb15k237", overrides=True)
     parser.add_argument("--only", default="*", help="part of the config's name after fb15k237_ (a pattern)")
     parser.add_argument("--convert-again", action="store_true", help="replace the data of an earlier conversion")
     return parser.parse_args()

@@ -59,18 +59,20 @@ def parse_count(text: str) -> int:
 
 
 def argument_parser(
-    description: str | None, rounds: str | None = None, default_rounds: int = 3, overrides: bool = False
+    description: str | None, record: str, rounds: str | None = None, default_rounds: int = 3, overrides: bool = False
 ) -> ArgumentParser:
     """A benchmark's command line with the options that most of them have.
 
     Args:
         description: the docstring of the script, which `--help` shows as it is.
+        record: name of the record; a run of other sizes can have a record of its own.
         rounds: what `--rounds` counts; without it there is no such option.
         default_rounds: of that option.
         overrides: whether `--set SECTION.KEY=VALUE` changes tml's config.
     """
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
+    parser.add_argument("--record", default=record, metavar="NAME", help="of the record (default: %(default)s)")
     if rounds:
         parser.add_argument("--rounds", type=parse_count, default=default_rounds, help=rounds)
     if overrides:

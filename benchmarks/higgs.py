@@ -49,7 +49,7 @@ def main() -> None:
         f"candidates.\n\n{markdown_table(rows)}\n\nTwHIN has {ratio:.1f} times the MRR of popularity; reading, "
         f"training and evaluation took {run.process.wall_seconds / 60:.1f} minutes."
     )
-    write_record(arguments.results, "higgs", record, text)
+    write_record(arguments.results, arguments.record, record, text)
 
 
 def _shown(metrics: dict[str, float]) -> dict[str, float | None]:
@@ -57,7 +57,7 @@ def _shown(metrics: dict[str, float]) -> dict[str, float | None]:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argument_parser(__doc__, overrides=True)
+    parser = argument_parser(__doc__, "higgs", overrides=True)
     parser.add_argument("--max-edges", type=int, help="rank so many test edges for the baselines (default: all)")
     parser.add_argument("--convert-again", action="store_true", help="replace the data of an earlier conversion")
     return parser.parse_args()

@@ -239,7 +239,7 @@ def main() -> None:
         return
     record = {"circumstances": circumstances()}
     limits = measured_limits(arguments.threads, arguments.dim, arguments.table_rows, arguments.seconds)
-    write_record(arguments.results, "limits", record | {"limits": asdict(limits)}, report(limits))
+    write_record(arguments.results, arguments.record, record | {"limits": asdict(limits)}, report(limits))
 
 
 def report(limits: Limits) -> str:
@@ -270,7 +270,7 @@ def _row_rate(rate: float) -> str:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argument_parser(__doc__)
+    parser = argument_parser(__doc__, "limits")
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--threads", type=int, default=cores, help="that work together (default: all cores)")
     parser.add_argument("--dim", type=int, default=128, help="values of a row")

@@ -64,7 +64,7 @@ def main() -> None:
         f"{problem['k']} by translation + dot."
     )
     record |= runs.record() | {"more": more}
-    write_record(arguments.results, "neighbours_speed", record, f"{text}\n\n{runs.report(more)}")
+    write_record(arguments.results, arguments.record, record, f"{text}\n\n{runs.report(more)}")
 
 
 def worker(job: dict[str, Any]) -> None:
@@ -193,7 +193,7 @@ def _ids(answers: Sequence[Sequence[tuple[Any, float]]]) -> NDArray[np.int64]:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argument_parser(__doc__, rounds="searches by each contestant, taking turns")
+    parser = argument_parser(__doc__, "neighbours_speed", rounds="searches by each contestant, taking turns")
     parser.add_argument("--candidates", type=parse_count, default=1_000_000)
     parser.add_argument("--queries", type=parse_count, default=1_000)
     parser.add_argument("--dim", type=int, default=128)

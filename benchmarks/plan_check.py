@@ -74,7 +74,7 @@ def main() -> None:
         "shapes": {name: runs.record() for name, runs in found.items()},
         "phases": phases,
     }
-    write_record(arguments.results, "plan_check", record, text)
+    write_record(arguments.results, arguments.record, record, text)
 
 
 def _plan(config: Path, machines: Path, overrides: list[str], phases: dict[str, Any], name: str) -> Measured:
@@ -114,7 +114,9 @@ def _phase_table(phases: dict[str, dict[str, float]]) -> str:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argument_parser(__doc__, rounds="plans and trainings of each shape, taking turns", overrides=True)
+    parser = argument_parser(
+        __doc__, "plan_check", rounds="plans and trainings of each shape, taking turns", overrides=True
+    )
     parser.add_argument("--edges", type=parse_count, default=2_000_000, help="of the planted graph, such as 200k or 2m")
     parser.add_argument("--graph", type=Path, help="folder of tml convert, instead of the planted graph")
     return parser.parse_args()

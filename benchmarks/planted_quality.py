@@ -52,11 +52,11 @@ def main() -> None:
         f"{markdown_table(rows)}\n\nTraining: {run.num_edges:,} edges in {run.training_seconds:.1f} s "
         f"({run.num_edges / run.training_seconds:,.0f} edges/s)."
     )
-    write_record(arguments.results, "planted_quality", record, text)
+    write_record(arguments.results, arguments.record, record, text)
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argument_parser(__doc__, overrides=True)
+    parser = argument_parser(__doc__, "planted_quality", overrides=True)
     parser.add_argument("--edges", type=parse_count, default=2_000_000, help="of the graph, such as 200k or 2m")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--dim", type=int, default=128)

@@ -73,7 +73,7 @@ def main() -> None:
         kills += _torture(config, torn, background, arguments.kills, num_epochs * STEPS_PER_EPOCH, generator)
         faults += [f"{torn.name}: {fault}" for fault in _differences(torn, whole)]
     record |= {"kills": [asdict(kill) for kill in kills], "faults": faults}
-    write_record(arguments.results, "resume_after_kill", record, _report(kills, faults, num_epochs * STEPS_PER_EPOCH))
+    write_record(arguments.results, arguments.record, record, _report(kills, faults, num_epochs * STEPS_PER_EPOCH))
     sys.exit(1 if faults else 0)
 
 
@@ -252,7 +252,7 @@ def _report(kills: list[Kill], faults: list[str], num_steps: int) -> str:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argument_parser(__doc__)
+    parser = argument_parser(__doc__, "resume_after_kill")
     parser.add_argument("--kills", type=int, default=20, help="kills of each of the two runs (default: 20)")
     parser.add_argument("--threads", type=int, default=2, help="threads of the run (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="of the steps and moments of the kills")

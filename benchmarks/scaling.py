@@ -129,7 +129,7 @@ def main() -> None:
     plot = arguments.results / "scaling.svg" if arguments.quick else arguments.plot
     drawn = draw(middle, series, found, plot)
     text = report(middle, series, found)
-    write_record(arguments.results, "scaling", record, f"{text}\n\nPlot: {plot.name}." if drawn else text)
+    write_record(arguments.results, arguments.record, record, f"{text}\n\nPlot: {plot.name}." if drawn else text)
 
 
 class Log:
@@ -302,7 +302,7 @@ def _names(text: str) -> Iterable[str]:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argument_parser(__doc__, rounds="measurements of every point", default_rounds=2, overrides=True)
+    parser = argument_parser(__doc__, "scaling", rounds="measurements of every point", default_rounds=2, overrides=True)
     parser.add_argument("--quick", action="store_true", help="small sizes, one round; draws beside the record")
     parser.add_argument("--only", type=_names, help=f"some of {','.join(SERIES)}")
     parser.add_argument("--restart", action="store_true", help="forget what was measured")

@@ -69,7 +69,7 @@ def main() -> None:
     parts = [parts_of(ends) for ends in starts]
     rows = [{"part": name, "seconds": Spread.of([each[name] for each in parts]).shown(2)} for name in parts[0]]
     text = f"{sum(graph.tables.values()):,} nodes, dim {Settings().dim}.\n\n{runs.report()}\n\n{markdown_table(rows)}"
-    write_record(arguments.results, "startup_time", record | runs.record() | {"parts": parts}, text)
+    write_record(arguments.results, arguments.record, record | runs.record() | {"parts": parts}, text)
 
 
 def parts_of(ends: dict[str, float]) -> dict[str, float]:
@@ -79,7 +79,9 @@ def parts_of(ends: dict[str, float]) -> dict[str, float]:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argument_parser(__doc__, rounds="starts of each, taking turns", default_rounds=5, overrides=True)
+    parser = argument_parser(
+        __doc__, "startup_time", rounds="starts of each, taking turns", default_rounds=5, overrides=True
+    )
     parser.add_argument("--edges", type=parse_count, default=2_000_000, help="of the planted graph, such as 200k or 2m")
     return parser.parse_args()
 

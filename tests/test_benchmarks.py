@@ -15,7 +15,16 @@ import pytest
 import torch
 import yaml
 
-from tml.benchmarks.harness import Spread, machine, markdown_table, parse_count, ratios, write_record
+from tml.benchmarks.harness import (
+    RESULTS,
+    Spread,
+    argument_parser,
+    machine,
+    markdown_table,
+    parse_count,
+    ratios,
+    write_record,
+)
 from tml.benchmarks.processes import run_measured
 from tml.benchmarks.runs import data_folder, trained
 from tml.benchmarks.twhin_vs_pbg.pbg_worker import BucketTimes, prepare, read_edges
@@ -51,6 +60,17 @@ def test_counts_may_be_short(text, count):
 def test_a_count_that_is_none_is_refused(text):
     with pytest.raises(ArgumentTypeError, match="not a positive whole number"):
         parse_count(text)
+
+
+def test_benchmarks_share_their_options():
+    parser = argument_parser("What it measures.", "toy", rounds="runs of each", default_rounds=5, overrides=True)
+    found = parser.parse_args(["--set", "a.b=1", "--set", "c=2", "--record", "toy_20m"])
+    assert (found.results, found.record, found.rounds, found.set) == (RESULTS, "toy_20m", 5, ["a.b=1", "c=2"])
+    assert parser.parse_args([]).record == "toy"
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--rounds", "0"])
+    plain = argument_parser("What it measures.", "toy").parse_args([])
+    assert set(vars(plain)) == {"results", "record"}
 
 
 def test_training_seconds_by_hand():
@@ -173,12 +193,13 @@ def test_a_record_is_written_as_json_and_markdown(tmp_path, capsys):
         "versions": {"torch": "2"},
         "commit": "abc",
         "time": "now",
+        "peers": {"Other": {"other": "3"}},
     }
     write_record(tmp_path, "toy", {"circumstances": where, "ratio": Spread.of([2.0])}, "A table.")
     assert json.loads((tmp_path / "toy.json").read_text())["ratio"]["median"] == 2.0
     page = (tmp_path / "toy.md").read_text()
     assert "A table." in page
-    assert "Commit abc" in page
+    assert "torch 2. Other: other 3. Commit abc" in page
     assert page in capsys.readouterr().out
 
 

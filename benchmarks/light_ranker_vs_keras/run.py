@@ -107,7 +107,7 @@ def main() -> None:
     record |= runs.record() | {"test_auc": quality}
     report = runs.report({name: {"test AUC": auc_of_test} for name, auc_of_test in quality.items()})
     text = f"{_work(settings, data, arguments.max_examples, meta)}\n\n{report}"
-    write_record(arguments.results, "light_ranker_vs_keras", record, text)
+    write_record(arguments.results, arguments.record, record, text)
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,9 @@ def _names(text: str) -> list[str]:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argument_parser(__doc__, rounds="trainings of each system, taking turns", overrides=True)
+    parser = argument_parser(
+        __doc__, "light_ranker_vs_keras", rounds="trainings of each system, taking turns", overrides=True
+    )
     default = Settings()
     parser.add_argument("--rows", type=parse_count, default=2_000_000, help="of the made-up clicks, such as 200k or 2m")
     parser.add_argument("--data", type=Path, help="folder of clicks with the same columns, instead of made-up ones")

@@ -67,7 +67,7 @@ def main() -> None:
         "quality": quality,
         "curve": [asdict(point) for point in points],
     }
-    write_record(arguments.results, "twhin_vs_pbg", record, report(settings, graph, runs, limits, quality, points))
+    write_record(arguments.results, arguments.record, record, report(settings, graph, runs, limits, quality, points))
 
 
 class _Ours:
@@ -162,7 +162,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argument_parser(__doc__, rounds="trainings of each system, taking turns", overrides=True)
+    parser = argument_parser(__doc__, "twhin_vs_pbg", rounds="trainings of each system, taking turns", overrides=True)
     default = Settings()
     parser.add_argument("--edges", type=parse_count, default=2_000_000, help="of the planted graph, such as 200k or 2m")
     parser.add_argument("--graph", type=Path, help="folder of tml convert, instead of the planted graph")
