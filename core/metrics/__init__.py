@@ -6,7 +6,7 @@ from typing import Any
 # What each module offers here. Modules are imported on use: torchmetrics takes longer to import than torch.
 _HOMES = {
     "auc": ("Auc", "AurocWithMwu", "PrAuc"),
-    "base": ("OutputMetric", "Stratifier", "UndefinedMetricWarning", "metric_collection"),
+    "base": ("OutputMetric", "Stratifier", "metric_collection"),
     "binned_auc": ("PrAuc200", "RocAuc200"),
     "calibration": ("EqualMassCalibrationError", "ExpectedCalibrationError"),
     "catalogue": ("DEFAULT_METRICS", "build_metrics", "scalars"),

@@ -14,7 +14,6 @@ Letters: `B` rows of a batch, `T` tasks.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,10 +23,9 @@ import torchmetrics
 from torch import Tensor
 
 from tml.common.errors import ConfigError, DataError, NonFiniteError
+from tml.ml_logging import get_logger, warn_once
 
-
-class UndefinedMetricWarning(UserWarning):
-    """A metric has no value for the rows it has seen; it reports NaN."""
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class OutputMetric(torchmetrics.Metric):
     optional and means ones; `outputs["unweighted"]` [B] is optional, 1 for a row and 0 for padding that only fills a
     batch, which no metric sees; `outputs["stratifiers"]` maps names to tensors [B].
 
-    A metric without a value, such as the AUC of no rows, is NaN and gives an `UndefinedMetricWarning`.
+    A metric without a value, such as the AUC of no rows, is NaN; the log says why, once.
 
     Args:
         task_idx: column to look at; None where the outputs have a single task.
@@ -94,8 +92,8 @@ class OutputMetric(torchmetrics.Metric):
         return columns if chosen is None else [column[chosen] for column in columns]
 
     def undefined(self, reason: str) -> Tensor:
-        """Returns NaN and warns why."""
-        warnings.warn(f"{self._place()} is undefined, NaN is reported: {reason}", UndefinedMetricWarning, stacklevel=3)
+        """Returns NaN, and says why the first time."""
+        warn_once(logger, f"{self._place()} has no value for the rows evaluated, NaN is reported: {reason}")
         return torch.tensor(torch.nan, dtype=torch.float64, device=self.device)
 
     def _column(self, outputs: Mapping[str, Any], name: str) -> Tensor:

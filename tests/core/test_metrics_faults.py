@@ -8,7 +8,9 @@ import torch
 from tests.core.metric_rows import value
 from tml.common.errors import DataError, NonFiniteError
 from tml.core import metrics as m
-from tml.core.metrics import Stratifier, UndefinedMetricWarning, metric_collection
+from tml.core.metrics import Stratifier, metric_collection
+
+pytestmark = pytest.mark.usefixtures("nothing_said")
 
 EMPTY = {
     name: torch.empty(0) for name in ("probabilities", "logits", "labels", "ranks", "hits_at_3", "num_relevant", "x")
@@ -22,16 +24,21 @@ OTHERS = [m.Auc(), m.AurocWithMwu(), m.Rce(), m.Rce(from_logits=True), m.Nrce(),
 
 
 @pytest.mark.parametrize("metric", [*MEANS, *OTHERS], ids=lambda metric: type(metric).__name__)
-def test_metric_of_no_rows_is_nan_with_a_warning_that_names_it(metric):
-    metric.update(EMPTY)
-    with pytest.warns(UndefinedMetricWarning, match=f"{type(metric).__name__} is undefined"):
+@pytest.mark.filterwarnings("error")
+def test_metric_of_no_rows_is_nan_and_the_log_names_it_once(metric, caplog):
+    for _ in range(2):
+        metric.update(EMPTY)
         assert math.isnan(metric.compute())
+        metric.reset()
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.message.startswith(f"{type(metric).__name__} has no value for the rows evaluated, NaN is reported: ")
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
-def test_metric_that_was_never_updated_is_nan_with_a_warning():
-    with pytest.warns(UndefinedMetricWarning, match="Auc of task 1 where country is 3 is undefined"):
-        assert math.isnan(m.Auc(task_idx=1, stratifier=Stratifier("country", 3)).compute())
+def test_metric_that_was_never_updated_is_nan_with_a_warning(caplog):
+    assert math.isnan(m.Auc(task_idx=1, stratifier=Stratifier("country", 3)).compute())
+    assert "Auc of task 1 where country is 3 has no value" in caplog.text
 
 
 @pytest.mark.parametrize("metric", [m.Count(), m.NumSamples(), m.TotalWeight()])
@@ -50,9 +57,9 @@ def test_counts_of_no_rows_are_zero(metric):
         (m.Recall(), [0, 0]),
     ],
 )
-def test_metric_that_needs_both_classes_is_nan_with_a_warning(metric, labels):
-    with pytest.warns(UndefinedMetricWarning):
-        assert math.isnan(value(metric, probabilities=[0.25, 0.5], labels=labels))
+def test_metric_that_needs_both_classes_is_nan_with_a_warning(metric, labels, caplog):
+    assert math.isnan(value(metric, probabilities=[0.25, 0.5], labels=labels))
+    assert "has no value" in caplog.text
 
 
 @pytest.mark.parametrize("metric", [m.Auc(), m.Rce(), m.Nrce(), m.Ctr()])

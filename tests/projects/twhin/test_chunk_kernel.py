@@ -183,7 +183,7 @@ def test_one_two_and_three_threads_give_the_same_bits() -> None:
     assert all(torch.equal(one, other) for others in found[1:] for one, other in zip(found[0], others, strict=True))
 
 
-@pytest.mark.usefixtures("keep_precision")
+@pytest.mark.usefixtures("keep_precision", "nothing_said")
 def test_a_processor_without_bfloat16_says_so_once_and_stays_exact(caplog: pytest.LogCaptureFixture) -> None:
     head = make_head("translation", "softmax", False, ChunkShape(10, 10, 7), 32)
     run = make_run("translation", ChunkShape(10, 10, 7), 2, 32)
