@@ -8,7 +8,7 @@ import platform
 import statistics
 import subprocess
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -56,6 +56,19 @@ def parse_count(text: str) -> int:
         if number >= 1 and number.is_integer():
             return int(number)
     raise ArgumentTypeError(f"{text!r} is not a positive whole number")
+
+
+def some_of(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """The type of an option that takes some known names, commas between them."""
+
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in known:
+                raise ArgumentTypeError(f"unknown name {name!r}; known: {', '.join(known)}")
+        return names
+
+    return parse
 
 
 def argument_parser(

@@ -3,11 +3,11 @@
     python benchmarks/limits.py                                     # a minute
     python benchmarks/limits.py --threads 1 --table-rows 5m
 
-Every rate is the best of some rounds, on all threads: the limit of the machine, not its average. Products are square
-matrices of 2,048, large enough for the arithmetic to be all that counts. A copy counts the bytes read and those
-written. Rows have `--dim` float32 values; the table is far larger than the caches. Rows are read and updated by a loop
-in C++ (limits_kernel.cpp) that asks for rows ahead of time; without a compiler by torch's operations, and the record
-says so.
+Every rate is the best of some rounds, on all threads: the limit of the machine, not its average. Products and copies
+are those that `tml plan --measure` probes (core/planning/probe.py): square matrices of 2,048, large enough for the
+arithmetic to be all that counts; a copy counts the bytes read and those written. Rows have `--dim` float32 values; the
+table is far larger than the caches. They are read and updated by a loop in C++ (limits_kernel.cpp) that asks for rows
+ahead of time; without a compiler by torch's operations, and the record says so.
 
 From them follows the limit of a TwHIN run (`twhin_limit`): the three products of each side (scores, their derivatives
 by queries and by candidates; in-batch scores serve both sides where the operator allows), one read and one update of
@@ -22,7 +22,6 @@ import ctypes
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -142,13 +141,15 @@ def probe(threads: int, dim: int, table_rows: int, seconds: float) -> Limits:
     """The limits, in this process; arguments as of `measured_limits`."""
     import torch
 
+    from tml.core.planning.probe import copy_rate, product_rate
+
     torch.set_num_threads(threads)
     gather, update, row_kernel = _rows_a_second(threads, dim, table_rows, seconds)
     return Limits(
         threads=threads,
-        fp32_flops=_flops(torch.float32, seconds),
-        bf16_flops=_flops(torch.bfloat16, seconds),
-        copy_bytes=_copied_bytes(seconds),
+        fp32_flops=product_rate(torch.float32, seconds),
+        bf16_flops=product_rate(torch.bfloat16, seconds),
+        copy_bytes=copy_rate(seconds),
         dim=dim,
         gather_rows=gather,
         update_rows=update,
@@ -156,24 +157,11 @@ def probe(threads: int, dim: int, table_rows: int, seconds: float) -> Limits:
     )
 
 
-def _flops(kind: torch.dtype, seconds: float, size: int = 2048) -> float:
-    import torch
-
-    left, right, out = (torch.randn(size, size).to(kind) for _ in range(3))
-    return 2 * size**3 / _best_seconds(lambda: torch.mm(left, right, out=out), seconds)
-
-
-def _copied_bytes(seconds: float, num_bytes: int = 256 << 20) -> float:
-    import torch
-
-    source, target = (torch.ones(num_bytes // 4) for _ in range(2))
-    return 2 * num_bytes / _best_seconds(lambda: target.copy_(source), seconds)
-
-
 def _rows_a_second(threads: int, dim: int, table_rows: int, seconds: float) -> tuple[float, float, bool]:
     import torch
 
     from tml.common.native.compiler import compiled
+    from tml.core.planning.probe import fastest_seconds
 
     table = torch.ones(table_rows, dim)
     count = min(100_000, table_rows)
@@ -194,7 +182,7 @@ def _rows_a_second(threads: int, dim: int, table_rows: int, seconds: float) -> t
     else:
         gather = _call(library.tml_probe_gather, table, places, rows, threads)
         update = _call(library.tml_probe_update, table, places, rows, threads)
-    found = [count / _best_seconds(action, seconds) for action in (gather, update)]
+    found = [count / fastest_seconds(action, seconds) for action in (gather, update)]
     return found[0], found[1], library is not None
 
 
@@ -217,18 +205,6 @@ def _call(
         )
 
     return call
-
-
-def _best_seconds(action: Callable[[], object], seconds: float) -> float:
-    """The shortest of the calls that fit into about so many seconds, at least three."""
-    action()
-    times: list[float] = []
-    begin = time.perf_counter()
-    while len(times) < 3 or time.perf_counter() - begin < seconds:
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def main() -> None:

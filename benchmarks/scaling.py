@@ -24,7 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from tml.benchmarks.harness import (
     circumstances,
     commit,
     markdown_table,
+    some_of,
     write_record,
 )
 from tml.benchmarks.limits import TwhinWork
@@ -293,18 +294,10 @@ def _named(point: Point) -> str:
     )
 
 
-def _names(text: str) -> Iterable[str]:
-    names = text.split(",")
-    for name in names:
-        if name not in SERIES:
-            raise argparse.ArgumentTypeError(f"unknown series {name!r}; known: {', '.join(SERIES)}")
-    return names
-
-
 def _parse_arguments() -> argparse.Namespace:
     parser = argument_parser(__doc__, "scaling", rounds="measurements of every point", default_rounds=2, overrides=True)
     parser.add_argument("--quick", action="store_true", help="small sizes, one round; draws beside the record")
-    parser.add_argument("--only", type=_names, help=f"some of {','.join(SERIES)}")
+    parser.add_argument("--only", type=some_of(tuple(SERIES)), help=f"some of {','.join(SERIES)}")
     parser.add_argument("--restart", action="store_true", help="forget what was measured")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "scaling.svg", help="file to draw")
     return parser.parse_args()

@@ -23,6 +23,7 @@ from tml.benchmarks.harness import (
     markdown_table,
     parse_count,
     ratios,
+    some_of,
     write_record,
 )
 from tml.benchmarks.processes import run_measured
@@ -60,6 +61,12 @@ def test_counts_may_be_short(text, count):
 def test_a_count_that_is_none_is_refused(text):
     with pytest.raises(ArgumentTypeError, match="not a positive whole number"):
         parse_count(text)
+
+
+def test_some_names_of_those_that_are_known():
+    assert some_of(("dim", "two words", "batch"))("two words,dim") == ["two words", "dim"]
+    with pytest.raises(ArgumentTypeError, match="unknown name 'speed'; known: dim, batch"):
+        some_of(("dim", "batch"))("dim,speed")
 
 
 def test_benchmarks_share_their_options():

@@ -55,7 +55,7 @@ from typing import Any
 import numpy as np
 
 from tml.benchmarks.click_data import click_data
-from tml.benchmarks.harness import DATA, RUNS, argument_parser, circumstances, parse_count, write_record
+from tml.benchmarks.harness import DATA, RUNS, argument_parser, circumstances, parse_count, some_of, write_record
 from tml.benchmarks.light_ranker_vs_keras.settings import (
     Settings,
     click_features,
@@ -239,14 +239,6 @@ def _work(settings: Settings, data: Path, limit: int | None, meta: dict[str, Any
     )
 
 
-def _names(text: str) -> list[str]:
-    names = text.split(",")
-    for name in names:
-        if name not in CONTESTANTS:
-            raise argparse.ArgumentTypeError(f"unknown contestant {name!r}; known: {', '.join(CONTESTANTS)}")
-    return names
-
-
 def _parse_arguments() -> argparse.Namespace:
     parser = argument_parser(
         __doc__, "light_ranker_vs_keras", rounds="trainings of each system, taking turns", overrides=True
@@ -254,7 +246,9 @@ def _parse_arguments() -> argparse.Namespace:
     default = Settings()
     parser.add_argument("--rows", type=parse_count, default=2_000_000, help="of the made-up clicks, such as 200k or 2m")
     parser.add_argument("--data", type=Path, help="folder of clicks with the same columns, instead of made-up ones")
-    parser.add_argument("--contestants", type=_names, help=f"some of {','.join(CONTESTANTS)} (default: all)")
+    parser.add_argument(
+        "--contestants", type=some_of(CONTESTANTS), help=f"some of {','.join(CONTESTANTS)} (default: all)"
+    )
     parser.add_argument("--max-examples", type=parse_count, help="rows that the others train on (default: the epoch)")
     parser.add_argument("--batch-size", type=int, default=default.batch_size, help="rows of a step")
     parser.add_argument("--dim", type=int, default=default.dim, help="length of an embedding")
