@@ -4,8 +4,8 @@
     python benchmarks/data_record_speed.py --rows 20k --features 300
 
 A thrift library reads the same records in the same run, if it is installed (thriftpy2, with its compiled protocol), and
-is what the ratios are over. Rounds are interleaved and their medians compared: rows/s depend on the machine, the ratio
-hardly does.
+is what the ratios are over; without it they are over our own reading, one by one. Contestants take turns: rows/s depend
+on the machine, the ratio hardly does.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tml.benchmarks.harness import ROOT, Spread, markdown_table, parse_count, ratios
+from tml.benchmarks.harness import ROOT, argument_parser, circumstances, parse_count, versions, write_record
+from tml.benchmarks.turns import take_turns, timed
 from tml.core.config import parse_config
 from tml.projects.light_ranker.records.block_reader import BlockReader
 from tml.projects.light_ranker.records.block_writer import BlockWriter
@@ -32,32 +33,31 @@ from tml.projects.light_ranker.records.hashed import HashedFields, decode_hashed
 from tml.projects.light_ranker.records.table_config import RecordTableConfig
 from tml.projects.light_ranker.records.to_arrow import table_of
 
-BASELINE = "thriftpy2, one by one"
+THRIFT, OURS = "thriftpy2, one by one", "one by one"
 
 
 def main() -> None:
     arguments = _parse_arguments()
     records = [encode_record(record) for record in _records(arguments.rows, arguments.features)]
-    print(f"{len(records):,} records, {statistics.mean(map(len, records)):.0f} bytes each")
+    record: dict[str, Any] = {"circumstances": circumstances()}
+    record["circumstances"]["versions"] |= versions(("thriftpy2",))
     with tempfile.TemporaryDirectory() as folder:
         contestants = _contestants(records, Path(folder), arguments)
-        seconds: dict[str, list[float]] = {name: [] for name in contestants}
-        for _ in range(arguments.rounds):
-            for name, read in contestants.items():
-                start = time.perf_counter()
-                num_rows = read()
-                seconds[name].append(time.perf_counter() - start)
-                if num_rows != len(records):
-                    raise SystemExit(f"{name} read {num_rows} of {len(records)} records")
-    _report(seconds, len(records))
+        baseline = THRIFT if THRIFT in contestants else OURS
+        turns = {name: timed(read) for name, read in contestants.items()}
+        runs = take_turns(turns, arguments.rounds, "rows", [baseline])
+    for name, measured in runs.by_name.items():
+        if {each.amount for each in measured} != {len(records)}:
+            raise SystemExit(f"{name} read {measured[0].amount} of {len(records)} records")
+    text = f"{len(records):,} records of {statistics.mean(map(len, records)):.0f} bytes."
+    write_record(arguments.results, arguments.record, record | runs.record(), f"{text}\n\n{runs.report()}")
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, "data_record_speed", rounds="readings by each, taking turns", default_rounds=5)
     parser.add_argument("--rows", type=parse_count, default=100_000)
     parser.add_argument("--features", type=parse_count, default=60, help="of a record, about")
     parser.add_argument("--batch-size", type=parse_count, default=4096, help="records decoded at once")
-    parser.add_argument("--rounds", type=parse_count, default=5)
     return parser.parse_args()
 
 
@@ -96,7 +96,7 @@ def _contestants(records: list[bytes], folder: Path, arguments: argparse.Namespa
     config = parse_config(RecordTableConfig, {"features": [*columns, {"name": "topics", "type": "sparse_binary"}]})
     return {
         **_thriftpy2(records),
-        "one by one": lambda: sum(decode_record(record) is not None for record in records),
+        OURS: lambda: sum(decode_record(record) is not None for record in records),
         "in batches": lambda: sum(decode_columns(batch).num_records for batch in batches),
         "in batches, hashed": lambda: sum(decode_hashed(batch, fields).num_records for batch in batches),
         "in batches, to a table": lambda: sum(table_of(batch, config)[0].num_rows for batch in batches),
@@ -120,16 +120,7 @@ def _thriftpy2(records: list[bytes]) -> dict[str, Callable[[], int]]:
             TCyBinaryProtocol(TCyMemoryBuffer(record)).read_struct(Record())
         return len(records)
 
-    return {BASELINE: read}
-
-
-def _report(seconds: dict[str, list[float]], num_rows: int) -> None:
-    rows = []
-    for name, times in seconds.items():
-        rate = Spread.of([num_rows / each for each in times])
-        over = ratios(seconds[BASELINE], times).shown(2) if BASELINE in seconds else None
-        rows.append({"reader": name, "rows/s": rate.shown(), "over the thrift library": over})
-    print(markdown_table(rows))
+    return {THRIFT: read}
 
 
 if __name__ == "__main__":

@@ -4,25 +4,25 @@
     python benchmarks/reader_speed.py --files 'edges/*.parquet' --columns lhs,rel,rhs
 
 The plain read decodes each row group with one thread and drops it: no order, no batches, no checks, so it is the
-ceiling. Passes are interleaved, the medians are compared, and the ratio is what to quote: rows/s depend on the machine
-and on the page cache.
+ceiling. Every contestant reads the files once before the first round, to warm the page cache; then they take turns. The
+ratios are what to quote: rows/s depend on the machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tml.benchmarks.harness import argument_parser, circumstances, parse_count, write_record
+from tml.benchmarks.turns import take_turns, timed
 from tml.common.filesystem import glob_files
 from tml.common.reader import ParquetReader
 
@@ -36,24 +36,28 @@ def main() -> None:
         columns = {name: types.field(name).type for name in names}
         make = partial(ParquetReader, files, columns, global_batch_size=arguments.batch_size, num_epochs=1)
         contestants: dict[str, Callable[[], int]] = {
-            "plain pyarrow": lambda: _read_plain(files, names),
             "file order": lambda: _read_batches(make(shuffle=False)),
             "shuffled": lambda: _read_batches(make()),
             "shuffled, no prefetch": lambda: _read_batches(make(prefetch=False)),
+            "plain pyarrow": lambda: _read_plain(files, names),
         }
-        seconds, num_rows = _interleaved(contestants, arguments.repeats)
-    _report(seconds, num_rows)
+        record: dict[str, Any] = {"circumstances": circumstances()}
+        counted = {read() for read in contestants.values()}
+        if len(counted) != 1:
+            raise SystemExit(f"the readers disagree about the number of rows: {counted}")
+        runs = take_turns({name: timed(read) for name, read in contestants.items()}, arguments.rounds, "rows")
+    text = f"{counted.pop():,} rows in {len(files)} files, columns {arguments.columns}, batch {arguments.batch_size:,}"
+    write_record(arguments.results, arguments.record, record | runs.record(), f"{text}\n\n{runs.report()}")
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, "reader_speed", rounds="passes of each, taking turns", default_rounds=5)
     parser.add_argument("--files", help="pattern of parquet files; synthetic edges without it")
     parser.add_argument("--columns", default="lhs,rel,rhs")
-    parser.add_argument("--rows", type=int, default=4_000_000, help="synthetic rows")
+    parser.add_argument("--rows", type=parse_count, default=4_000_000, help="synthetic rows, such as 400k or 4m")
     parser.add_argument("--row-group-size", type=int, default=250_000)
     parser.add_argument("--compression", default="zstd", help="of the synthetic files: none, zstd, snappy")
     parser.add_argument("--batch-size", type=int, default=8192)
-    parser.add_argument("--repeats", type=int, default=5)
     return parser.parse_args()
 
 
@@ -81,27 +85,6 @@ def _read_plain(files: list[str], columns: list[str]) -> int:
 
 def _read_batches(reader: ParquetReader) -> int:
     return sum(batch.num_rows for batch in reader)
-
-
-def _interleaved(contestants: dict[str, Callable[[], int]], repeats: int) -> tuple[dict[str, list[float]], int]:
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    counted = {read() for read in contestants.values()}  # warms the page cache
-    if len(counted) != 1:
-        raise SystemExit(f"the readers disagree about the number of rows: {counted}")
-    for _ in range(repeats):
-        for name, read in contestants.items():
-            start = time.perf_counter()
-            read()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds, counted.pop()
-
-
-def _report(seconds: dict[str, list[float]], num_rows: int) -> None:
-    plain = statistics.median(seconds["plain pyarrow"])
-    for name, times in seconds.items():
-        median = statistics.median(times)
-        line = {"reader": name, "rows_per_second": round(num_rows / median), "ratio_to_plain": round(plain / median, 3)}
-        print(json.dumps(line))
 
 
 if __name__ == "__main__":

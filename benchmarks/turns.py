@@ -6,6 +6,7 @@ runs.ratio("tml", "PBG").shown(2)          # round by round
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -175,6 +176,21 @@ class Race:
         """A task's answer, and what its process took."""
         job = {"name": name, "problem": dict(self.problem)}
         return run_worker(self.script, job, self.folder / name.replace(" ", "-"))
+
+
+def timed(action: Callable[[], int]) -> Callable[[], Measured]:
+    """A contestant in this process.
+
+    Args:
+        action: does the work and returns how much it was, in the unit of the comparison.
+    """
+
+    def measure() -> Measured:
+        start = time.perf_counter()
+        amount = action()
+        return Measured(amount, time.perf_counter() - start)
+
+    return measure
 
 
 def _of_process(process: Finished) -> dict[str, float]:

@@ -20,7 +20,7 @@ from tml.benchmarks.limits import Limits, TwhinWork, probe, share_of_limit, twhi
 from tml.benchmarks.peers import run_worker
 from tml.benchmarks.processes import Finished
 from tml.benchmarks.startup_time import parts_of
-from tml.benchmarks.turns import Measured, Race, Runs, take_turns
+from tml.benchmarks.turns import Measured, Race, Runs, take_turns, timed
 from tml.benchmarks.twhin_vs_pbg.curve import Point, curve_report, edges_after, edges_to_reach
 from tml.benchmarks.twhin_vs_pbg.run import report
 from tml.benchmarks.twhin_vs_pbg.settings import Graph, Settings
@@ -29,7 +29,8 @@ from tml.common.native.compiler import compiled
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 SCRIPTS = (
     "twhin_vs_pbg/run", "light_ranker_vs_keras/run", "higgs", "fb15k237", "planted_quality", "limits", "scaling",
-    "evaluation_speed", "convert_speed", "neighbours_speed", "startup_time",
+    "evaluation_speed", "convert_speed", "neighbours_speed", "startup_time", "plan_check", "reader_speed",
+    "data_record_speed",
 )  # fmt: skip
 LIMITS = Limits(
     threads=2, fp32_flops=1e11, bf16_flops=4e11, copy_bytes=1e10, dim=128, gather_rows=1e7, update_rows=5e6,
@@ -80,6 +81,13 @@ def test_several_contestants_have_a_ratio_each():
     assert against_two.pairs == [("a", "b"), ("a", "c")]
     ratios = against_two.record()["rate_ratios"]
     assert {pair: ratio.median for pair, ratio in ratios.items()} == {"a / b": 2.0, "a / c": 4.0}
+
+
+def test_a_contestant_in_this_process_says_how_much_it_did():
+    measured = timed(lambda: 7)()
+    assert measured.amount == 7
+    assert measured.seconds > 0
+    assert measured.process is None
 
 
 def test_contestants_of_a_script_race_in_processes_of_their_own(tmp_path):
