@@ -31,7 +31,9 @@ _JOIN_S = 5.0
 class TrainingData(Protocol):
     """What the loop asks of data."""
 
-    steps_per_epoch: int
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch, the same on all ranks."""
 
     def load_cursor(self, cursor: Cursor) -> None:
         """Make the next iteration start at `cursor`."""

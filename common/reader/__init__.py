@@ -3,6 +3,12 @@
 `parquet_reader` reads files, `flight` reads through another machine that decodes them.
 """
 
-from tml.common.reader.parquet_reader import ParquetReader, RowBatch, joined_columns
+from tml.common.reader.parquet_reader import (
+    DEFAULT_SHUFFLE_WINDOW_ROWS,
+    ParquetReader,
+    RowBatch,
+    check_shares,
+    joined_columns,
+)
 
-__all__ = ["ParquetReader", "RowBatch", "joined_columns"]
+__all__ = ["DEFAULT_SHUFFLE_WINDOW_ROWS", "ParquetReader", "RowBatch", "check_shares", "joined_columns"]

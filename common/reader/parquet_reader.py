@@ -175,6 +175,11 @@ class ParquetReader:
         file, row = self._order.locate(epoch, position)
         return self._files[file].path, row
 
+    def place(self, rows: RowBatch, index: int) -> str:
+        """The file and row of one of a batch's rows, in words."""
+        file, row = self.locate(rows.epoch, rows.first_row + index)
+        return f"{file}, row {row}"
+
     def __iter__(self) -> Iterator[RowBatch]:
         jobs = self._decode_jobs(self._start)
         with closing(_prefetched(jobs) if self._prefetch else _one_by_one(jobs)) as windows:
@@ -234,14 +239,7 @@ class ParquetReader:
         _check_at_least(1, world_size=world_size)
         if not 0 <= rank < world_size:
             raise ConfigError("rank out of range", where="reader", value=rank, limit=f"0 <= rank < {world_size}")
-        if self.global_batch_size % world_size:
-            raise ConfigError(
-                "global batch size is not a multiple of the number of ranks",
-                where="reader, global_batch_size",
-                value=self.global_batch_size,
-                limit=f"a multiple of {world_size}",
-                fix=f"use {-(-self.global_batch_size // world_size) * world_size}, or another number of ranks",
-            )
+        check_shares(self.global_batch_size, world_size, where="reader, global_batch_size")
         self._rank, self._world_size = rank, world_size
 
     def _check_any_row(self) -> None:
@@ -366,6 +364,27 @@ def _open_files(paths: Sequence[str], columns: Mapping[str, pa.DataType]) -> lis
         if file.metadata.num_rows == 0:
             get_logger(__name__).warning("skipping %s: it holds no rows", file.path)
     return [file for file in files if file.metadata.num_rows > 0]
+
+
+def check_shares(global_batch_size: int, world_size: int, where: str) -> None:
+    """Refuses a batch that ranks cannot share evenly.
+
+    Args:
+        global_batch_size: rows of all ranks together.
+        world_size: ranks.
+        where: path of the setting, for the message.
+
+    Raises:
+        ConfigError: says which size would do.
+    """
+    if global_batch_size % world_size:
+        raise ConfigError(
+            "a batch cannot be shared evenly among the ranks",
+            where=where,
+            value=global_batch_size,
+            limit=f"a multiple of {world_size} ranks",
+            fix=f"use {-(-global_batch_size // world_size) * world_size}, or another number of ranks",
+        )
 
 
 def checked_cursor(cursor: Cursor, num_rows: int) -> Cursor:

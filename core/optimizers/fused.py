@@ -7,12 +7,15 @@ tensors. The adapters know their kernels by the methods they call and import nei
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from tml.common.errors import ConfigError
+from tml.common.modules.table_layout import FusedKind, FusedOptimizerSpec
+from tml.core.config import config_hash
 from tml.core.optimizers.config import OptimizerConfig
+from tml.core.optimizers.schedules import build_schedule
 
-_FUSED_KINDS = ("sgd", "adagrad", "rowwise_adagrad", "adam")
+_FUSED_KINDS = get_args(FusedKind)
 
 
 class FusedOptimizer(Protocol):
@@ -80,6 +83,30 @@ def _groups_of_tables(fused_optimizer: Any, groups: Iterable[Any], tables: set[s
         if mine:
             chosen.append(group)
     return chosen
+
+
+def fused_spec(config: OptimizerConfig, device_type: str, where: str = "optimizer") -> FusedOptimizerSpec:
+    """The optimizer of a table, with the rate before its first step.
+
+    Args:
+        config: its section.
+        device_type: `torch.device.type` of the tables.
+        where: path of the section in the config, for a message.
+
+    Raises:
+        ConfigError: the kernels lack a setting, see `check_fused_support`.
+    """
+    check_fused_support(config, device_type, where)
+    kind, section = config.chosen
+    return FusedOptimizerSpec(
+        kind=next(known for known in _FUSED_KINDS if known == kind),
+        learning_rate=build_schedule(section.learning_rate)(0),
+        eps=getattr(section, "eps", 1e-8),
+        betas=getattr(section, "betas", (0.9, 0.999)),
+        weight_decay=section.weight_decay,
+        # Tables whose schedules differ cannot share a kernel.
+        schedule_key=config_hash(section.learning_rate),
+    )
 
 
 def check_fused_support(config: OptimizerConfig, device_type: str, where: str = "optimizer") -> None:

@@ -65,11 +65,11 @@ class AnnIndex:
         ranked, score = model.ranking(table, relation, None if relation is None else "lhs")
         if ranked != self._table.name:
             raise ConfigError("the index is over another table", value=ranked, limit=self._table.name)
-        is_vector = isinstance(id, np.ndarray)
-        query = torch.from_numpy(model.vectors(table, id[None] if is_vector else [id]))
+        own = None if isinstance(id, np.ndarray) else id
+        query = torch.from_numpy(model.vectors(table, id[None] if isinstance(id, np.ndarray) else [id]))
         found = self._index.search(self._moved(query, relation), _OVERSAMPLING * k + 1).keys.astype(np.int64)
-        if ranked == table and not is_vector:
-            found = found[found != self._table.rows([id])[0]]
+        if ranked == table and own is not None:
+            found = found[found != self._table.rows([own])[0]]
         scores = score(query, torch.from_numpy(self._table.array[found]))[0].numpy()
         order = np.argsort(-scores, kind="stable")[:k]
         names = self._table.vocabulary.ids(found[order]).tolist()

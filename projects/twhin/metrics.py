@@ -13,6 +13,7 @@ from tml.projects.twhin.data.dataset import edge_blocks, read_edges
 from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema, Ints, concatenate, take
 from tml.projects.twhin.evaluation import LinkPredictionEvaluator, RankingOptions, choose_edges
 from tml.projects.twhin.evaluation.known_edges import query_keys
+from tml.projects.twhin.evaluation.summary import SIDES
 from tml.projects.twhin.models.live_tables import embedding_source, head_of
 
 # What the log shows of the metrics of held-out edges.
@@ -73,7 +74,7 @@ def known_edges(section: EdgesConfig, asked: EdgeArrays) -> EdgeArrays:
 
     A graph of any size is read in blocks; what is kept grows with the number of queries, not with the graph.
     """
-    queries = {side: np.unique(query_keys(asked, side)) for side in ("lhs", "rhs")}
+    queries = {side: np.unique(query_keys(asked, side)) for side in SIDES}
     kept = []
     for edges in edge_blocks(section):
         is_answer = np.logical_or(*(_contains(keys, query_keys(edges, side)) for side, keys in queries.items()))

@@ -10,7 +10,7 @@ from tml.core.optimizers.fused import FusedOptimizer, LocalFusedOptimizer, Shard
 from tml.core.optimizers.optimizers import Optimizers, build_dense_optimizer
 from tml.core.optimizers.schedules import build_schedule
 from tml.projects.twhin.config import ModelConfig
-from tml.projects.twhin.models.model import TwhinModel
+from tml.projects.twhin.models.live_tables import unwrapped
 
 RELATIONS = "relations"
 
@@ -22,8 +22,7 @@ def build_optimizers(config: ModelConfig, model: nn.Module) -> Optimizers:
         config: the `model` section.
         model: a `TwhinModel`, or a `ShardedModel` around one, on its device.
     """
-    inner = model.module if isinstance(model, ShardedModel) else model
-    assert isinstance(inner, TwhinModel)
+    inner = unwrapped(model)
     relations = {"weight": inner.head.scorer.weight}
     dense = {RELATIONS: build_dense_optimizer(config.translation_optimizer, relations)}
     schedules = {RELATIONS: build_schedule(config.translation_optimizer.learning_rate)}

@@ -5,11 +5,8 @@ from __future__ import annotations
 import os
 
 from tml.common.errors import DataError
-from tml.common.modules.table_layout import FusedOptimizerSpec, TableLayout, TableSpec
-from tml.core.config import config_hash
-from tml.core.optimizers.config import OptimizerConfig
-from tml.core.optimizers.fused import check_fused_support
-from tml.core.optimizers.schedules import build_schedule
+from tml.common.modules.table_layout import TableLayout, TableSpec
+from tml.core.optimizers.fused import fused_spec
 from tml.projects.twhin.config import ModelConfig, TwhinConfig
 from tml.projects.twhin.data.vocab import Vocabulary
 
@@ -22,13 +19,12 @@ def table_layout(config: ModelConfig, device_type: str) -> TableLayout:
     """
     specs = []
     for index, table in enumerate(config.embeddings.tables):
-        check_fused_support(table.optimizer, device_type, where=f"model.embeddings.tables.{index}.optimizer")
         specs.append(
             TableSpec(
                 name=table.name,
                 num_embeddings=table.num_embeddings,
                 embedding_dim=table.embedding_dim,
-                optimizer=_fused_spec(table.optimizer),
+                optimizer=fused_spec(table.optimizer, device_type, f"model.embeddings.tables.{index}.optimizer"),
                 data_type=table.data_type,
                 init_scale=table.init_scale,
             )
@@ -62,16 +58,3 @@ def vocab_hashes(config: TwhinConfig) -> dict[str, str]:
             )
         hashes[table.name] = vocabulary.hash
     return hashes
-
-
-def _fused_spec(config: OptimizerConfig) -> FusedOptimizerSpec:
-    kind, section = config.chosen
-    learning_rate = build_schedule(section.learning_rate)(0)
-    return FusedOptimizerSpec(
-        kind=kind,
-        learning_rate=learning_rate,
-        eps=getattr(section, "eps", 1e-8),
-        betas=getattr(section, "betas", (0.9, 0.999)),
-        weight_decay=section.weight_decay,
-        schedule_key=config_hash(section.learning_rate),
-    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -14,9 +15,9 @@ import torch
 from torch import Tensor
 
 from tml.common.batch import Cursor
-from tml.common.errors import ConfigError, DataError
+from tml.common.errors import DataError
 from tml.common.filesystem import glob_files
-from tml.common.reader import ParquetReader, RowBatch
+from tml.common.reader import DEFAULT_SHUFFLE_WINDOW_ROWS, ParquetReader, RowBatch, check_shares
 from tml.projects.light_ranker.config import DataConfig, TrainDataConfig
 from tml.projects.light_ranker.data.batch import RankerBatch
 from tml.projects.light_ranker.features.spec import FeatureSpec
@@ -101,7 +102,7 @@ class RankerDataset:
 
     def _batch(self, rows: RowBatch) -> RankerBatch:
         arrays = self._columns.arrays(rows)
-        self._columns.check(arrays, lambda index: self._locate(rows, index))
+        self._columns.check(arrays, partial(self._reader.place, rows))
         num_examples = rows.global_num_rows
         if self._keep_rate < 1.0:
             positions = np.arange(rows.global_first_row, rows.global_first_row + rows.global_num_rows)
@@ -131,10 +132,6 @@ class RankerDataset:
             cursor=cursor,
         )
 
-    def _locate(self, rows: RowBatch, index: int) -> str:
-        file, row = self._reader.locate(rows.epoch, rows.first_row + index)
-        return f"{file}, row {row}"
-
 
 def open_reader(config: DataConfig, spec: FeatureSpec, share: Share) -> ParquetReader:
     """The encoded rows of a section.
@@ -142,16 +139,9 @@ def open_reader(config: DataConfig, spec: FeatureSpec, share: Share) -> ParquetR
     Raises:
         ConfigError, DataError: as `RankerDataset`.
     """
-    if share.batch_size % share.num_ranks:
-        raise ConfigError(
-            "a batch cannot be shared evenly among the ranks",
-            where="global_batch_size",
-            value=share.batch_size,
-            limit=f"a multiple of {share.num_ranks} ranks",
-            fix=f"use {-(-share.batch_size // share.num_ranks) * share.num_ranks}, or another number of ranks",
-        )
+    check_shares(share.batch_size, share.num_ranks, where="global_batch_size")
     training = isinstance(config, TrainDataConfig)
-    order = {"shuffle_window_rows": config.shuffle_window_rows} if training else {}
+    window = config.shuffle_window_rows if isinstance(config, TrainDataConfig) else DEFAULT_SHUFFLE_WINDOW_ROWS
     return ParquetReader(
         data_files(config.data_root),
         spec.columns(),
@@ -159,11 +149,11 @@ def open_reader(config: DataConfig, spec: FeatureSpec, share: Share) -> ParquetR
         rank=share.rank,
         world_size=share.num_ranks,
         seed=share.seed,
-        shuffle=training and config.shuffle,
+        shuffle=isinstance(config, TrainDataConfig) and config.shuffle,
+        shuffle_window_rows=window,
         num_epochs=None if training else 1,
         offset=config.offset,
         limit=config.limit,
-        **order,
     )
 
 
@@ -174,7 +164,7 @@ def count_rows(config: DataConfig, spec: FeatureSpec) -> int:
     for rows in reader:
         columns.check(
             columns.arrays(rows),
-            lambda index, rows=rows: "{}, row {}".format(*reader.locate(0, rows.first_row + index)),
+            partial(reader.place, rows),
         )
     return reader.num_rows
 

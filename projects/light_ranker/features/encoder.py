@@ -9,9 +9,10 @@ Letters: `B` rows, `S` slots of ids, `C` continuous features, `V` values of all 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -156,6 +157,9 @@ class Encoder:
         return [feature for feature in self.config.features if side is None or feature.side == side]
 
 
+SomeFeature = TypeVar("SomeFeature", bound=AnyFeature)
+
+
 class _SideEncoder:
     """The encoders of one side's columns, and their places in the encoded rows."""
 
@@ -218,13 +222,12 @@ def _spec(config: FeatureConfig, lookups: Mapping[str, Lookup], embeddings: Mapp
 
 
 def _id_feature(feature: CategoricalConfig | IdsConfig, lookup: Lookup, embedding: str | None) -> IdFeature:
-    many = isinstance(feature, IdsConfig)
     return IdFeature(
         str(feature.name),
         feature.side,
         lookup.num_rows,
-        num_slots=feature.max_length if many else 1,
-        pooling=feature.pooling if many else "sum",
+        num_slots=_width(feature),
+        pooling=feature.pooling if isinstance(feature, IdsConfig) else "sum",
         embedding=embedding,
         trainable=feature.pretrained is None or feature.pretrained.trainable,
         vocabulary_hash=lookup.hash() if isinstance(lookup, Vocabulary) else "",
@@ -243,7 +246,7 @@ def _width(feature: AnyFeature) -> int:
     return feature.max_length if isinstance(feature, IdsConfig) else 1
 
 
-def _slices(features: list[AnyFeature]) -> Iterator[tuple[AnyFeature, slice]]:
+def _slices(features: Sequence[SomeFeature]) -> Iterator[tuple[SomeFeature, slice]]:
     start = 0
     for feature in features:
         yield feature, slice(start, start + _width(feature))

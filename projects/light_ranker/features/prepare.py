@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ class _Preparation:
         vocabularies = first_pass.vocabularies(self.splitter, self.result)
         encoder = self._encoder(vocabularies)
         counts = [
-            self.workspace.stage(f"encode-{n}", lambda n=n, p=path: self._encode_file(n, p, encoder))
+            self.workspace.stage(f"encode-{n}", partial(self._encode_file, n, path, encoder))
             for n, path in enumerate(self.inputs.paths)
         ]
         self.inputs.check_unchanged()

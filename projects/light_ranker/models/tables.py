@@ -19,9 +19,7 @@ from torchrec import KeyedJaggedTensor
 from tml.common.errors import ConfigError
 from tml.common.modules.embedding_tables import keyed_ids
 from tml.common.modules.table_layout import FusedOptimizerSpec, TableLayout, TableSpec
-from tml.core.config import config_hash
-from tml.core.optimizers.fused import check_fused_support
-from tml.core.optimizers.schedules import build_schedule
+from tml.core.optimizers.fused import fused_spec
 from tml.projects.light_ranker.config import MlpConfig
 from tml.projects.light_ranker.features.spec import ContinuousFeature, FeatureSpec, IdFeature
 from tml.projects.light_ranker.lolly.hashed import bin_rows
@@ -65,8 +63,8 @@ class MlpSlots:
         self.own = tuple(feature for feature in spec.ids if feature.embedding is None)
         self.pretrained = tuple(feature for feature in spec.ids if feature.embedding is not None)
         self.binned = tuple(feature for feature in spec.continuous if feature.has_bin_ids)
-        check_fused_support(config.table_optimizer, device_type, where="model.mlp.table_optimizer")
-        self.layout = self._layout(config)
+        optimizer = fused_spec(config.table_optimizer, device_type, "model.mlp.table_optimizer")
+        self.layout = self._layout(config, optimizer)
         slots = spec.slot_features()
         is_own = np.array([feature.embedding is None for feature in spec.ids], dtype=bool)
         self._own_slots = np.flatnonzero(is_own[slots]) if len(slots) else slots
@@ -116,7 +114,7 @@ class MlpSlots:
             rows = torch.cat([rows, self.bins(continuous)], dim=1)
         return keyed_ids(self.layout, rows.flatten())
 
-    def _layout(self, config: MlpConfig) -> TableLayout | None:
+    def _layout(self, config: MlpConfig, optimizer: FusedOptimizerSpec) -> TableLayout | None:
         sizes = {feature.name: feature.num_rows for feature in self.own}
         for feature in self.binned:
             name, num_rows = _bin_table(feature)
@@ -127,7 +125,6 @@ class MlpSlots:
                     value=num_rows - 1,
                     limit=f"{sizes[name] - 1} hashed bins, as of the features before it",
                 )
-        optimizer = _fused_spec(config)
         tables = [
             TableSpec(name, rows, config.embedding_dim, optimizer, config.data_type, config.init_scale)
             for name, rows in sizes.items()
@@ -160,15 +157,3 @@ def _bin_table(feature: ContinuousFeature) -> tuple[str, int]:
         return HASHED_BINS, 1 + 2**feature.discretizer.output_bits
     # B bins have B + 1 boundaries, the outer ones the extremes of the sample, so two more intervals lie outside.
     return feature.name, 1 + feature.discretizer.num_bins + 2
-
-
-def _fused_spec(config: MlpConfig) -> FusedOptimizerSpec:
-    kind, section = config.table_optimizer.chosen
-    return FusedOptimizerSpec(
-        kind=kind,
-        learning_rate=build_schedule(section.learning_rate)(0),
-        eps=getattr(section, "eps", 1e-8),
-        betas=getattr(section, "betas", (0.9, 0.999)),
-        weight_decay=section.weight_decay,
-        schedule_key=config_hash(section.learning_rate),
-    )

@@ -7,9 +7,9 @@ What the codec refuses in a record is refused here too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -57,8 +57,16 @@ class Entries:
 
     def at(self, index: np.ndarray) -> Entries:
         """Those of an index or mask."""
-        arrays = (getattr(self, each.name) for each in fields(self))
-        return Entries(*(None if array is None else array[index] for array in arrays))
+        return Entries.made_of(None if array is None else array[index] for array in self.arrays())
+
+    def arrays(self) -> list[np.ndarray | None]:
+        """In the order of the fields."""
+        return [getattr(self, each.name) for each in fields(self)]
+
+    @classmethod
+    def made_of(cls, arrays: Iterable[Any]) -> Entries:
+        """The inverse of `arrays`."""
+        return cls(*arrays)
 
 
 @dataclass(frozen=True)
@@ -204,8 +212,8 @@ class _Decoder(Cursors):
 def _joined(parts: list[Entries], num_records: int) -> Entries:
     if not parts:
         return Entries(np.zeros(0, np.int64), np.zeros(0, np.int64))
-    arrays = [[getattr(part, each.name) for part in parts] for each in fields(Entries)]
-    joined = Entries(*(None if pieces[0] is None else np.concatenate(pieces) for pieces in arrays))
+    arrays: Any = zip(*(part.arrays() for part in parts), strict=True)
+    joined = Entries.made_of(None if pieces[0] is None else np.concatenate(pieces) for pieces in arrays)
     if np.any(joined.rows[1:] < joined.rows[:-1]):
         joined = joined.at(stable_order(joined.rows, num_records))
     return joined

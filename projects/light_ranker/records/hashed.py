@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -163,7 +164,8 @@ def hash_columns(
     parts = [_kept(columns, kind, keep, codes, fields.mode) for kind in FeatureType]
     joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
     order = stable_order(joined[0], columns.num_records)
-    return HashedBatch(*(array[order] for array in joined), labels, weights, columns.numbers)
+    rows, keys, transformed, values, kept, types = (array[order] for array in joined)
+    return HashedBatch(rows, keys, transformed, values, kept, types, labels, weights, columns.numbers)
 
 
 def _kept(
@@ -176,8 +178,8 @@ def _kept(
     if kind in (FeatureType.CONTINUOUS, FeatureType.SPARSE_CONTINUOUS) and entries.values is not None:
         chosen &= ~np.isnan(entries.values)
     entries, place = entries.at(chosen), place[chosen]
-    weighted = entries.values is not None and kind != FeatureType.DISCRETE
-    values = entries.values if weighted else np.ones(len(entries))
+    has_weights = entries.values is not None and kind != FeatureType.DISCRETE
+    values: Any = entries.values if has_weights else np.ones(len(entries))
     types = np.full(len(entries), kind, np.int8)
     return entries.rows, entries.keys, _transformed(columns, kind, entries, mode), values, codes[place], types
 
@@ -186,10 +188,13 @@ def _transformed(columns: RecordColumns, kind: FeatureType, entries: Entries, mo
     if kind in (FeatureType.BINARY, FeatureType.CONTINUOUS) or not len(entries):
         return entries.keys
     if kind == FeatureType.DISCRETE:
+        assert entries.values is not None
         return mix_discrete(entries.keys, entries.values)
     if kind == FeatureType.SPARSE_CONTINUOUS and mode == DecodeMode.HASH_VALUE_NAME:
         return np.array([_name_id(columns.text(entries, i)) for i in range(len(entries))], np.int64)
     data = np.frombuffer(columns.data, np.uint8)
+    assert entries.starts is not None
+    assert entries.lengths is not None
     return mix_string(entries.keys, text_hashes(data, entries.starts, entries.lengths))
 
 

@@ -177,9 +177,9 @@ class ChunkAssembler:
             column = np.zeros(len(chunk_signature) * self.shape.size, dtype=np.int64)
             column[slots] = getattr(edges, name)[order]
             columns.append(column.reshape(-1, self.shape.size))
-        filled = np.zeros(len(chunk_signature) * self.shape.size, dtype=bool)
-        filled[slots] = True
-        filled = filled.reshape(-1, self.shape.size)
+        is_edge = np.zeros(len(chunk_signature) * self.shape.size, dtype=bool)
+        is_edge[slots] = True
+        filled = is_edge.reshape(-1, self.shape.size)
         lhs, rel, rhs = columns
         # Padding has the relation of its chunk's last edge, so that it adds no relation to the chunk.
         return chunk_signature, (lhs, np.where(filled, rel, rel[:, -1:]), rhs, filled)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pyarrow as pa
 
@@ -10,7 +11,7 @@ from tml.common.batch import Cursor
 from tml.common.errors import ConfigError
 from tml.common.filesystem import glob_files
 from tml.common.modules.table_layout import TableLayout
-from tml.common.reader import ParquetReader, RowBatch
+from tml.common.reader import ParquetReader, RowBatch, check_shares
 from tml.projects.twhin.config import EdgesConfig, TrainDataConfig
 from tml.projects.twhin.data.chunks import ChunkAssembler, ChunkedEdges, ChunkShape
 from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema, concatenate
@@ -97,7 +98,7 @@ class EdgesDataset:
 
     def _batch(self, rows: RowBatch) -> ChunkedEdges:
         edges = EdgeArrays(**rows.columns)
-        self._schema.check(edges, lambda index: self._locate(rows, index))
+        self._schema.check(edges, partial(self._reader.place, rows))
         # A block is numbered by the place of its first row in the run, so that its negatives do not depend on how
         # far the run has been resumed.
         first_row = rows.epoch * self._reader.num_rows + rows.global_first_row + self._first_block * self._block_size
@@ -108,10 +109,6 @@ class EdgesDataset:
                 (first_row + part.start, EdgeArrays(edges.lhs[part], edges.rel[part], edges.rhs[part])),
             )
         return self._assembler.assemble(blocks, self._block_size, rows.global_num_rows, rows.cursor)
-
-    def _locate(self, rows: RowBatch, index: int) -> str:
-        file, row = self._reader.locate(rows.epoch, rows.first_row + index)
-        return f"{file}, row {row}"
 
 
 def chunk_shape(config: TrainDataConfig) -> ChunkShape:
@@ -142,7 +139,7 @@ def edge_blocks(config: EdgesConfig, schema: EdgeSchema | None = None) -> Iterat
     for rows in reader:
         edges = EdgeArrays(**rows.columns)
         if schema is not None:
-            schema.check(edges, lambda index, rows=rows: "{}, row {}".format(*reader.locate(0, rows.first_row + index)))
+            schema.check(edges, partial(reader.place, rows))
         yield edges
 
 
@@ -159,14 +156,7 @@ def num_blocks(config: TrainDataConfig, batch_size: int, num_ranks: int) -> int:
     """
     # Without a wish of the user, a rank's share is one block.
     blocks = config.assembly_blocks if config.assembly_blocks > 1 else num_ranks
-    if batch_size % num_ranks:
-        raise ConfigError(
-            "a batch cannot be shared evenly among the ranks",
-            where="train_data.global_batch_size",
-            value=batch_size,
-            limit=f"a multiple of {num_ranks} ranks",
-            fix=f"use {-(-batch_size // num_ranks) * num_ranks}, or another number of ranks",
-        )
+    check_shares(batch_size, num_ranks, where="train_data.global_batch_size")
     if blocks % num_ranks or batch_size % blocks:
         raise ConfigError(
             "a batch cannot be cut evenly into blocks",

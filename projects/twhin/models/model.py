@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from tml.common.modules.embedding_tables import LocalTables, ShardedTables
 from tml.common.profiling import phase
 from tml.projects.twhin.data.chunks import ChunkedEdges, ChunkShape
 from tml.projects.twhin.models import scores
@@ -92,8 +93,8 @@ class TwhinHead(nn.Module):
                 losses, positive, by_relations = kernel.losses(run, self.scorer.weight)
             return losses.sum(), positive, by_relations
         parts = [self._part_loss(part) for part in self._parts(run)]
-        losses, positives, by_relations = zip(*parts, strict=True)
-        return torch.stack(losses).sum(), torch.cat(positives), torch.stack(by_relations).sum(0)
+        of_parts, positives, by_relations_of_parts = zip(*parts, strict=True)
+        return torch.stack(of_parts).sum(), torch.cat(positives), torch.stack(by_relations_of_parts).sum(0)
 
     def _kernel_for(self, run: ChunkRun) -> ChunkKernel | None:
         """The compiled head, where it can do this head's work."""
@@ -141,8 +142,8 @@ class TwhinHead(nn.Module):
             # An operator without parameters has no gradient by them.
             with phase("backward"):
                 grads = torch.autograd.grad(outputs, inputs, by_outputs, allow_unused=True)
-        lhs.collect(*grads[0:2], shape.size - shape.num_in_batch)
-        rhs.collect(*grads[2:4], shape.size - shape.num_in_batch)
+        lhs.collect(grads[0], grads[1], shape.size - shape.num_in_batch)
+        rhs.collect(grads[2], grads[3], shape.size - shape.num_in_batch)
         return loss, positive, torch.zeros_like(relations) if grads[4] is None else grads[4]
 
     def _block_loss(self, block: _Block) -> tuple[Tensor, Tensor, Derivatives]:
@@ -273,7 +274,7 @@ class TwhinModel(nn.Module):
         head: what scores.
     """
 
-    def __init__(self, tables: nn.Module, head: TwhinHead) -> None:
+    def __init__(self, tables: LocalTables | ShardedTables, head: TwhinHead) -> None:
         super().__init__()
         self.tables = tables
         self.head = head
@@ -289,4 +290,5 @@ class TwhinModel(nn.Module):
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint must hold of an unsharded model, live; see `ShardedModel` for a sharded one."""
+        assert isinstance(self.tables, LocalTables)
         return self.tables.checkpoint_tensors() | self.dense_tensors()
