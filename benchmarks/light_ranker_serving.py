@@ -10,8 +10,7 @@ probabilities in numpy:
 
 - scorer: `Scorer.score_encoded`, the user's half of the first layer computed once
 - scorer, raw: `Scorer.score`, from raw columns (Arrow), hashing and checks included
-- scorer, int8: the same as `scorer` with layers in 8 bits
-- scorer, int8 tables: and with embeddings in 8 bits
+- scorer, int8: the same as `scorer` in 8 bits
 - plain graph: the same model and exporter, every feature the candidate's, the user's repeated; ONNX Runtime as above
 - eager: the trainer's own model in torch, the user's features repeated
 
@@ -34,7 +33,7 @@ import pyarrow as pa
 from tml.benchmarks.harness import RESULTS, Spread, circumstances, markdown_table, ratios, versions, write_record
 
 NUM_IDS, NUM_NUMBERS, TOTAL_ROWS, DIM = 26, 13, 2_700_000, 16
-SCORER, RAW, INT8, INT8_TABLES = "scorer", "scorer, raw", "scorer, int8", "scorer, int8 tables"
+SCORER, RAW, INT8 = "scorer", "scorer, raw", "scorer, int8"
 PLAIN, EAGER = "plain graph", "eager"
 
 # A new contestant finds the caches and threads of the last one; these requests are not measured.
@@ -69,15 +68,17 @@ def main() -> None:
         milliseconds = _measure(contestants, requests, arguments)
     rows = [_row(name, rounds, differences[name]) for name, rounds in milliseconds.items()]
     medians = {name: [float(np.median(block)) for block in rounds] for name, rounds in milliseconds.items()}
-    against = {name: ratios(medians[SCORER], medians[name]) for name in (PLAIN, EAGER)}
-    record |= {"rows": rows, "medians_of_rounds": medians, "scorer_over": against}
+    against = {ours: {name: ratios(medians[ours], medians[name]) for name in (PLAIN, EAGER)} for ours in (SCORER, INT8)}
+    record |= {"rows": rows, "medians_of_rounds": medians, "time_over": against}
     text = (
         f"{arguments.candidates:,} candidates of one user, {arguments.threads} threads, {NUM_IDS} id features "
         f"({arguments.user_ids} the user's; {TOTAL_ROWS / 1e6:.1f} M rows of {DIM}), {NUM_NUMBERS} numbers, hidden "
         f"layers 256 and 128, interaction {arguments.interaction}; "
         f"{arguments.rounds} rounds of {arguments.requests} requests each.\n\n{markdown_table(rows)}\n\n"
-        f"The scorer takes {_share(against[PLAIN])} of the plain graph's time and {_share(against[EAGER])} of the "
-        "eager model's (median of rounds, lowest to highest). Raw requests hash every id; vocabularies cost more."
+        f"The scorer takes {_share(against[SCORER][PLAIN])} of the plain graph's time and "
+        f"{_share(against[SCORER][EAGER])} of the eager model's; in 8 bits {_share(against[INT8][PLAIN])} and "
+        f"{_share(against[INT8][EAGER])} (median of rounds, lowest to highest). Raw requests hash every id; "
+        "vocabularies cost more."
     )
     write_record(arguments.results, "light_ranker_serving", record, text)
 
@@ -100,20 +101,15 @@ def _contestants(folder: Path, arguments: argparse.Namespace) -> dict[str, Calla
         )
 
     ours = exported("split", model, folder / "features", int8=True)
-    bytes_too = exported("bytes", model, folder / "features", int8=True, int8_tables=True)
     encoder = _write_features(folder / "plain_features", 0)
     plain_model = _model(encoder, arguments.interaction)
     plain = Scorer(exported("plain", plain_model, folder / "plain_features"), arguments.threads)
-    scorer, int8, int8_tables = (
-        Scorer(path, arguments.threads, int8=is_int8)
-        for path, is_int8 in ((ours, False), (ours, True), (bytes_too, True))
-    )
+    scorer, int8 = (Scorer(ours, arguments.threads, int8=is_int8) for is_int8 in (False, True))
     no_user = encoder.encode({}, "user")
     return {
         SCORER: lambda request: scorer.score_encoded(request.user, request.candidates).probabilities,
         RAW: lambda request: scorer.score(request.raw_user, request.raw_candidates).probabilities,
         INT8: lambda request: int8.score_encoded(request.user, request.candidates).probabilities,
-        INT8_TABLES: lambda request: int8_tables.score_encoded(request.user, request.candidates).probabilities,
         PLAIN: lambda request: plain.score_encoded(no_user, request.rows).probabilities,
         EAGER: lambda request: trainer_scores(model, None, request.rows)["raw"],
     }

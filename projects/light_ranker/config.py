@@ -213,8 +213,7 @@ class IsotonicConfig(BaseConfig):
 class ExportConfig(BaseConfig):
     """The files of a served model."""
 
-    int8: bool = Field(default=False, description="Write the layers in 8 bits as well, and say what it costs in AUC.")
-    int8_tables: bool = Field(default=False, description="Embeddings in 8 bits too.")
+    int8: bool = Field(default=False, description="Write the model in 8 bits as well, and say what it costs in AUC.")
     max_abs_difference: float = Field(
         default=1e-4, gt=0, le=1, description="The exported file may differ from the trainer's probabilities by this."
     )

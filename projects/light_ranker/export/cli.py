@@ -12,10 +12,7 @@ def export_command(
     save_dir: Annotated[Path, typer.Argument(metavar="SAVE_DIR", help="Checkpoint folder of a run.")],
     out: Annotated[Path | None, typer.Option(help="Folder to make; SAVE_DIR/export by default.")] = None,
     step: Annotated[int | None, typer.Option(min=0, help="Step to export; else the best or latest.")] = None,
-    int8: Annotated[bool, typer.Option(help="Also write layers in 8 bits, and print their cost in AUC.")] = False,
-    int8_tables: Annotated[
-        bool, typer.Option(help="With --int8: the embeddings too; a third of the space, slower.")
-    ] = False,
+    int8: Annotated[bool, typer.Option(help="Also write the model in 8 bits, and print its cost in AUC.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an exported ranker that lies there.")] = True,
 ) -> None:
     """Write a checkpoint as ONNX with its vocabularies and signature, and check that it scores like the trainer."""
@@ -23,13 +20,12 @@ def export_command(
     from tml.projects.light_ranker.phases import load_trained
 
     trained = load_trained(save_dir, step)
-    asked = {name: True for name, value in (("int8", int8), ("int8_tables", int8_tables)) if value}
     folder = export_ranker(
         trained.model,
         out or save_dir / "export",
         features_dir=trained.features_dir,
         isotonic=trained.isotonic,
-        settings=trained.config.export.model_copy(update=asked),
+        settings=trained.config.export.model_copy(update={"int8": True} if int8 else {}),
         facts=trained.facts,
         evaluation_files=trained.evaluation_files,
         overwrite=overwrite,

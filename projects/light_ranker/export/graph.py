@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from tml.common.errors import DataError
 from tml.common.modules.calibrators import Isotonic
 from tml.common.modules.dense_blocks import CrossNetwork
+from tml.projects.light_ranker.export.byte_layers import FromBytes
 from tml.projects.light_ranker.export.interactions import SplitDot, reordered_cross
 from tml.projects.light_ranker.export.numbers import GraphNumbers
 from tml.projects.light_ranker.export.outputs import GraphIsotonic, Seconds
 from tml.projects.light_ranker.export.sides import SideInput, SideLookup, SidePooling, bins_of, pooled, slots_of
+from tml.projects.light_ranker.export.tables import RowSteps
 from tml.projects.light_ranker.features.spec import FeatureSpec, IdFeature, Side
 from tml.projects.light_ranker.models.interactions import DotProducts, FieldWeightedProducts
 from tml.projects.light_ranker.models.mlp import CLICK, WATCH_TIME, MlpRanker, split_wide
@@ -41,6 +43,7 @@ class ServingGraph(nn.Module):
         inputs: type and columns of each input; a side has no input of a kind of which it has no features.
         outputs: names of the outputs.
         tables: the real tables by the name of their stand-in.
+        row_steps: what a step of each row's columns is worth, if the tables are to be bytes.
     """
 
     def __init__(self, spec: FeatureSpec, isotonic: Isotonic | None, takes_vectors: bool = True) -> None:
@@ -61,18 +64,25 @@ class ServingGraph(nn.Module):
             )  # fmt: skip
         self.outputs = [PROBABILITY, LOGIT]
         self.tables: dict[str, Tensor] = {}
+        self.row_steps: dict[str, RowSteps] = {}
         self.isotonic = None if isotonic is None else GraphIsotonic(isotonic)
 
     def add_table(self, name: str, rows: Tensor) -> None:
         """Keep the real rows `[R, D]` aside; the graph is recorded with a small stand-in."""
         self.tables[name] = rows
-        # No two alike, as the exporter would make one of them.
-        self.register_buffer(name, torch.full((2, rows.shape[1]), -float(len(self.tables))))
+        self.register_buffer(name, _stand_in(len(self.tables), rows.shape[1], torch.float32))
+
+    def keep_bytes(self, steps: dict[str, RowSteps]) -> None:
+        """Let tables be bytes, in these steps; stand-ins take the place of real ones."""
+        self.row_steps = steps
+        for number, (name, rows) in enumerate(self.tables.items()):
+            setattr(self, name, _stand_in(number, rows.shape[1], torch.uint8))
 
     def with_tables(self) -> ServingGraph:
         """Put the real tables in place of the stand-ins, to run the graph in torch."""
         for name, rows in self.tables.items():
-            setattr(self, name, rows.detach().float())
+            real = rows.detach().float()
+            setattr(self, name, self.row_steps[name].to_bytes(real) if name in self.row_steps else real)
         return self
 
     def probability(self, logits: Tensor) -> Tensor:
@@ -118,13 +128,14 @@ class MlpGraph(ServingGraph):
         first = model.hidden[0]
         order = self._take_interaction(model)
         weight = first.weight.detach()
+        columns = order["candidate"]
         if self.cross is not None:
-            self.register_buffer("weight", weight[:, order["user"] + order["candidate"]].clone())
+            columns = order["user"] + columns
         else:
             self.register_buffer("user_weight", weight[:, order["user"]].clone())
-            self.register_buffer("candidate_weight", weight[:, order["candidate"]].clone())
         self.register_buffer("bias", first.bias.detach().clone())
-        self.hidden, self.num_wide = model.hidden[1:], model.head.num_wide
+        others = [layer for layer in model.hidden[1:] if isinstance(layer, nn.Linear)]
+        self.layers = HiddenLayers(weight[:, columns].clone(), others, model.head.num_wide)
         self.click_head = model.heads[CLICK]
         self.watch_head = model.heads[WATCH_TIME] if len(model.heads) > 1 else None
         objective = model.head.objective
@@ -136,10 +147,9 @@ class MlpGraph(ServingGraph):
         """Probabilities, logits and, if the model predicts them, watch times in seconds."""
         of_user = None if user is None else self.user(self, user)
         of_candidate = self.candidate(self, candidate)
-        hidden, wide = split_wide(self._first_layer(of_user, of_candidate), self.num_wide)
-        hidden = self.hidden(hidden)
-        click = self.click_head(hidden).squeeze(1)
-        watch = click if self.watch_head is None else self.watch_head(hidden).squeeze(1)
+        hidden, wide = self.layers(*self._first_sums(of_user, of_candidate))
+        click = _head(self.click_head, hidden)
+        watch = click if self.watch_head is None else _head(self.watch_head, hidden)
         if wide is not None:
             click = click + wide[:, 0]
             watch = click if self.watch_head is None else watch + wide[:, 1]
@@ -150,17 +160,21 @@ class MlpGraph(ServingGraph):
         found = (self.probability(click), click)
         return found if self.seconds is None else (*found, self.seconds(watch))
 
-    def _first_layer(self, of_user: SideColumns | None, of_candidate: SideColumns) -> Tensor:
+    @property
+    def has_products(self) -> bool:
+        """Whether the model multiplies features with each other."""
+        return any(part is not None for part in (self.dot, self.cross, self.fwfm))
+
+    def _first_sums(self, of_user: SideColumns | None, of_candidate: SideColumns) -> tuple[Tensor, list[Tensor]]:
+        """What the first layer's sums begin with, `[U, H]`, and the columns that are still to be added."""
+        base = self.bias.unsqueeze(0)
         if self.cross is not None:
-            return self._crossed(of_user, of_candidate)
+            return base, [self._crossed(of_user, of_candidate)]
         products = self._products(of_user, of_candidate)
         user_columns = [*([] if of_user is None else of_user.columns), *products[0]]
-        base = self.bias.unsqueeze(0)
         if user_columns:
             base = nn.functional.linear(torch.cat(user_columns, dim=1), self.user_weight, self.bias)
-        columns = torch.cat([*of_candidate.columns, *products[1]], dim=1)
-        # One matrix product that starts from the user's part: ONNX's Gemm with a C of one row.
-        return torch.addmm(base, columns, self.candidate_weight.T)
+        return base, [*of_candidate.columns, *products[1]]
 
     def _products(self, user: SideColumns | None, candidate: SideColumns) -> tuple[list[Tensor], list[Tensor]]:
         """Products of the user's features alone, and all others."""
@@ -195,7 +209,7 @@ class MlpGraph(ServingGraph):
             # Adding zeros of N rows repeats the one user for every candidate, and leaves N users as they are.
             repeated = torch.cat(user.columns, dim=1) + torch.zeros_like(columns[:, :1])
             columns = torch.cat([repeated, columns], dim=1)
-        return nn.functional.linear(self.cross(columns), self.weight, self.bias)
+        return self.cross(columns)
 
     def _take_interaction(self, model: MlpRanker) -> dict[str, list[int]]:
         """Which columns of the model's first layer each side has, in the order in which the graph makes them."""
@@ -231,6 +245,43 @@ class MlpGraph(ServingGraph):
             order["user"] += [products + place for place in self.dot.user_products]
             order["candidate"] += [products + place for place in self.dot.candidate_products]
         return order
+
+
+class HiddenLayers(nn.Module):
+    """The hidden layers, from the candidate's columns on.
+
+    Args:
+        weight: of the first layer `[H + num_wide, X]`, for these columns.
+        others: the layers behind it.
+        num_wide: units of the first layer that go to the outputs.
+    """
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, others: list[nn.Linear], num_wide: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.others, self.num_wide = nn.ModuleList(others), num_wide
+
+    def forward(self, base: Tensor, columns: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The last hidden layer, and what goes to the outputs, `[N, H]` and `[N, num_wide]`.
+
+        Args:
+            base: what the first layer's sums begin with `[U, H + num_wide]`.
+            columns: its input, `[N, X]` together.
+        """
+        inputs, wide = self.inputs(base, columns)
+        return inputs[-1], wide
+
+    def inputs(self, base: Tensor, columns: list[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+        """The input of every layer and of the heads, and what goes to the outputs."""
+        x = torch.cat(columns, dim=1)
+        # One matrix product that starts from the user's part: ONNX's Gemm with a C of one row.
+        hidden, wide = split_wide(torch.addmm(base, x, self.weight.T), self.num_wide)
+        found = [x, torch.relu(hidden)]
+        for layer in self.others:
+            found.append(torch.relu(layer(found[-1])))
+        return found, wide
 
 
 class SideColumns:
@@ -271,18 +322,44 @@ class MlpSide(nn.Module):
         ]
         mine = model.spec.of_side(side)
         self.numbers = GraphNumbers(model.inputs.of(mine), len(mine.continuous))
+        self.floats: nn.Module = nn.Identity()
+        self.other_floats = nn.ModuleList(nn.Identity() for _ in self.others)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether each id feature has one id."""
+        return self.pooling.is_flat and all(feature.num_slots == 1 for feature, _, _ in self.others)
+
+    def read_bytes(self, steps: Mapping[str, RowSteps]) -> None:
+        """Take rows of tables as bytes in these steps."""
+        if self.lookup.has_rows:
+            self.floats = FromBytes(steps[TABLE].of_rows(self.lookup.first_rows()))
+        self.other_floats = nn.ModuleList(FromBytes(steps[table].values[0]) for _, _, table in self.others)
 
     def forward(self, graph: ServingGraph, side: SideInput) -> SideColumns:
         """The side's columns of the first layer's input."""
         rows = self.lookup(getattr(graph, TABLE, None), side)
-        embeddings = None if rows is None else self.pooling(rows, side.ids)
+        embeddings = None if rows is None else self.pooling(self.floats(rows), side.ids)
         others = [
-            self._other(getattr(graph, table), side.ids[:, part], feature) for feature, part, table in self.others
+            pooled(feature, floats(self.other_rows(graph, side, place)), side.ids[:, part])
+            for place, ((feature, part, _), floats) in enumerate(zip(self.others, self.other_floats, strict=True))
         ]
         return SideColumns(embeddings, others, self.numbers(side.continuous, side.vectors))
 
-    def _other(self, table: Tensor, ids: Tensor, feature: IdFeature) -> Tensor:
-        return pooled(feature, nn.functional.embedding(ids.clamp_min(0), table), ids)
+    def other_rows(self, graph: ServingGraph, side: SideInput, place: int) -> Tensor:
+        """Rows `[B, num_slots, D']` of a pretrained feature's table."""
+        _, part, table = self.others[place]
+        return nn.functional.embedding(side.ids[:, part].clamp_min(0), getattr(graph, table))
+
+
+def _head(layer: nn.Linear, hidden: Tensor) -> Tensor:
+    """`[N]`: written as a product of one row with a matrix, for which ONNX Runtime has a routine of its own."""
+    return nn.functional.linear(layer.weight, hidden).squeeze(0) + layer.bias
+
+
+def _stand_in(number: int, dim: int, kind: torch.dtype) -> Tensor:
+    # No two alike, as the exporter would make one of them.
+    return torch.full((2, dim), number + 1, dtype=kind)
 
 
 def _parted(values: list[int], num_last: int) -> tuple[list[int], list[int]]:

@@ -24,7 +24,7 @@ from tml.projects.light_ranker.export.folder import new_export
 from tml.projects.light_ranker.export.graph import MlpGraph, ServingGraph, isotonic_of
 from tml.projects.light_ranker.export.lolly_graph import LollyGraph
 from tml.projects.light_ranker.export.onnx_file import record_graph, save_graph, without_advice
-from tml.projects.light_ranker.export.quantize import quantize_layers
+from tml.projects.light_ranker.export.quantize import byte_graph
 from tml.projects.light_ranker.export.rows import CheckRows, made_up_rows, read_rows
 from tml.projects.light_ranker.export.tables import attach_tables, write_byte_tables, write_float_tables
 from tml.projects.light_ranker.features.config import AnyFeature, CategoricalConfig, ContinuousConfig, IdsConfig
@@ -50,6 +50,8 @@ Points = Mapping[str, Mapping[str, list[float]]]
 
 # Rows of the split that are compared with the trainer, beside made-up ones.
 _SPLIT_ROWS = 2048
+# Rows whose largest values say what bytes have to hold.
+_RANGE_ROWS = 16384
 _LIBRARIES = (
     "torch",
     "torchrec",
@@ -104,19 +106,20 @@ def export_ranker(
     with new_export(out_dir, overwrite) as folder, without_advice():
         for name in ENCODER_FILES:
             _copy(Path(features_dir) / name, folder / name)
-        _write_graphs(graph, settings, folder)
+        _write_graph(graph, folder / MODEL_NAME)
         exported = check.ExportedGraph(folder / MODEL_NAME)
         samples = [_made_up(model), *read_rows(evaluation_files, model.spec, _SPLIT_ROWS)]
         found = check.compare(exported, model, calibration, samples)
         check.refuse_difference(found, settings.max_abs_difference, out_dir)
         result = {"float32": found | {"limit": settings.max_abs_difference}}
         if settings.int8:
+            in_bytes = byte_graph(model, calibration, read_rows(evaluation_files, model.spec, _RANGE_ROWS))
+            _write_graph(in_bytes, folder / INT8_MODEL_NAME)
             result["int8"] = _cost_of_int8(exported, folder, model, evaluation_files)
         described = {
             "kind": "mlp" if isinstance(model, MlpRanker) else "lolly_lr",
             "outputs": graph.outputs,
             "int8": settings.int8,
-            "int8_tables": settings.int8 and settings.int8_tables,
             "table_rows": {name: list(rows.shape) for name, rows in graph.tables.items()},
             "inputs": {name: columns for name, (_, columns) in graph.inputs.items()},
         }
@@ -150,8 +153,6 @@ def _check_request(
             value=encoder.spec.fingerprint(), limit=model.spec.fingerprint(),
             fix="give the folder that was prepared for this run",
         )  # fmt: skip
-    if settings.int8_tables and not settings.int8:
-        raise ConfigError("8-bit tables come with 8-bit layers", where="export.int8_tables", fix="set export.int8 too")
     if settings.int8 and not evaluation_files:
         raise ConfigError(
             "8 bits need rows with labels, to say what they cost in AUC", where="export.int8",
@@ -159,20 +160,16 @@ def _check_request(
         )  # fmt: skip
 
 
-def _write_graphs(graph: ServingGraph, settings: ExportConfig, folder: Path) -> None:
-    # A model of vectors and numbers alone has no tables.
-    sections = write_float_tables(folder / TABLE_NAME, graph.tables) if graph.tables else []
+def _write_graph(graph: ServingGraph, path: Path) -> None:
+    """Write a graph and, beside it, its tables, if it has any."""
+    tables = path.with_name(TABLE_NAME)
     recorded = record_graph(graph, graph.inputs, graph.outputs)
-    if settings.int8:
-        quantized = quantize_layers(recorded)
-        if settings.int8_tables and graph.tables:
-            byte_sections = write_byte_tables(folder / BYTE_TABLE_NAME, graph.tables)
-            attach_tables(quantized, byte_sections, BYTE_TABLE_NAME)
-        else:
-            attach_tables(quantized, sections, TABLE_NAME)
-        save_graph(quantized, folder / INT8_MODEL_NAME)
-    attach_tables(recorded, sections, TABLE_NAME)
-    save_graph(recorded, folder / MODEL_NAME)
+    if graph.row_steps:
+        tables = path.with_name(BYTE_TABLE_NAME)
+        attach_tables(recorded, write_byte_tables(tables, graph.tables, graph.row_steps), tables.name)
+    elif graph.tables:
+        attach_tables(recorded, write_float_tables(tables, graph.tables), tables.name)
+    save_graph(recorded, path)
 
 
 def _cost_of_int8(

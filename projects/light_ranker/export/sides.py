@@ -100,6 +100,15 @@ class SideLookup(nn.Module):
         self.register_buffer("slots", torch.tensor(slots, dtype=torch.int64))
         self.register_buffer("offsets", torch.tensor(first, dtype=torch.int64))
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether the side has ids or bins."""
+        return self.num_slots > 0 or self.bins is not None
+
+    def first_rows(self) -> Tensor:
+        """A row `[T]` of the table that each slot looks its rows up in."""
+        return self.offsets if self.bins is None else torch.cat([self.offsets, self.bins.rows[self.bins.first]])
+
     def forward(self, table: Tensor, side: SideInput) -> Tensor | None:
         """The rows; None for a side without any."""
         parts = []

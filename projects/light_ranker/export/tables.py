@@ -5,7 +5,7 @@ Letters: `R` rows of a table, `D` its columns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,15 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from tml.common.errors import NonFiniteError
+from tml.projects.light_ranker.export.byte_layers import LARGEST, to_bytes
 
 # Offsets of the operating system's pages, so that the file can be mapped.
 _ALIGNMENT = 4096
 _BLOCK_ROWS = 1 << 18
-# GatherBlockQuantized of ONNX Runtime: unsigned bytes around this zero, and blocks of at least 16 values.
-_ZERO, _LEAST_BLOCK = 128, 16
-_MICROSOFT = "com.microsoft"
 _LAST_AXIS = "last_axis"
 
 
@@ -58,23 +55,51 @@ def write_float_tables(path: Path, tables: Mapping[str, Tensor]) -> list[Section
     return writer.finish()
 
 
-def write_byte_tables(path: Path, tables: Mapping[str, Tensor]) -> list[Section]:
-    """Write tables `[R, D]` in 8 bits: per row `scale = max|x| / 127`, byte = round(x / scale) + 128.
+class RowSteps:
+    """What a step of each column is worth, in bytes around `ZERO`, for stretches of a table's rows.
 
-    They take a third of the space, and ONNX Runtime needs several times as long to look them up.
+    Args:
+        starts: first row of each stretch, ascending from 0.
+        values: float32 `[len(starts), D]`.
+    """
+
+    def __init__(self, starts: Sequence[int], values: Tensor) -> None:
+        self.starts, self.values = torch.tensor(starts), values
+
+    @classmethod
+    def of(cls, name: str, table: Tensor, starts: Sequence[int]) -> RowSteps:
+        """Steps with which the largest value of each stretch and column is `LARGEST` steps.
+
+        Raises:
+            NonFiniteError: a row is NaN or infinite.
+        """
+        largest = torch.zeros(len(starts), table.shape[1])
+        ends = [*starts[1:], len(table)]
+        for place, (first, end) in enumerate(zip(starts, ends, strict=True)):
+            for _, block in _blocks(name, table[first:end], first):
+                largest[place] = torch.maximum(largest[place], torch.from_numpy(block).abs().amax(0))
+        return cls(starts, torch.where(largest > torch.finfo(torch.float32).tiny, largest, 1.0) / LARGEST)
+
+    def of_rows(self, rows: Tensor) -> Tensor:
+        """Steps `[B, D]` of rows `[B]`."""
+        return self.values[torch.searchsorted(self.starts, rows, right=True) - 1]
+
+    def to_bytes(self, rows: Tensor, first: int = 0) -> Tensor:
+        """The rows `[B, D]` from row `first` on, in uint8."""
+        return to_bytes(rows / self.of_rows(torch.arange(first, first + len(rows))))
+
+
+def write_byte_tables(path: Path, tables: Mapping[str, Tensor], steps: Mapping[str, RowSteps]) -> list[Section]:
+    """Write tables `[R, D]` as bytes, in these steps.
 
     Raises:
         NonFiniteError: a row is NaN or infinite.
     """
     writer = _Writer(path)
     for name, table in tables.items():
-        scales = np.concatenate([_row_scales(block) for _, block in _blocks(name, table)])
-        quantized = (
-            (np.rint(block / scales[first : first + len(block)]) + _ZERO).astype(np.uint8)
-            for first, block in _blocks(name, table)
-        )
-        writer.add(name, TensorProto.UINT8, table.shape, quantized)
-        writer.add(f"{name}.scale", TensorProto.FLOAT, scales.shape, [scales])
+        of_table = steps[name]
+        rows = (of_table.to_bytes(torch.from_numpy(block), first).numpy() for first, block in _blocks(name, table))
+        writer.add(name, TensorProto.UINT8, table.shape, rows)
     return writer.finish()
 
 
@@ -87,54 +112,38 @@ def attach_tables(graph: onnx.ModelProto, sections: list[Section], file: str) ->
     graph.graph.initializer.extend(section.initializer(file) for section in sections)
     nodes = []
     for node in graph.graph.node:
-        section = by_name.get(node.input[0]) if node.op_type == "Gather" else None
-        nodes += [node] if section is None else _lookup(node, section)
-    last_axis = numpy_helper.from_array(np.array([-1]), _LAST_AXIS)
-    graph.graph.initializer.append(last_axis)
+        is_lookup = node.op_type == "Gather" and node.input[0] in by_name
+        nodes += _lookup(node) if is_lookup else [node]
+    graph.graph.initializer.append(numpy_helper.from_array(np.array([-1]), _LAST_AXIS))
     del graph.graph.node[:]
     graph.graph.node.extend(nodes)
-    if any(node.domain == _MICROSOFT for node in nodes) and not any(o.domain == _MICROSOFT for o in graph.opset_import):
-        graph.opset_import.append(helper.make_opsetid(_MICROSOFT, 1))
 
 
-def _lookup(gather: onnx.NodeProto, section: Section) -> list[onnx.NodeProto]:
-    """The look-up in the real table.
+def _lookup(gather: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """The look-up as a GatherND.
 
-    ONNX Runtime takes half as long for GatherND as for Gather: it finds all addresses first, and memory then answers
-    several at a time.
+    ONNX Runtime takes half as long for it as for Gather: it finds all addresses first, and memory then answers several
+    at a time.
     """
     table, ids = gather.input
-    if section.kind != TensorProto.UINT8:
-        places = f"{gather.name}.places"
-        return [
-            helper.make_node("Unsqueeze", [ids, _LAST_AXIS], [places], name=places),
-            helper.make_node("GatherND", [table, places], list(gather.output), name=gather.name),
-        ]
-    block_size = max(_LEAST_BLOCK, 1 << (section.shape[1] - 1).bit_length())
+    places = f"{gather.name}.places"
     return [
-        helper.make_node(
-            "GatherBlockQuantized", [table, ids, f"{table}.scale"], list(gather.output), name=gather.name,
-            domain=_MICROSOFT, gather_axis=0, quantize_axis=1, bits=8, block_size=block_size,
-        )
-    ]  # fmt: skip
+        helper.make_node("Unsqueeze", [ids, _LAST_AXIS], [places], name=places),
+        helper.make_node("GatherND", [table, places], list(gather.output), name=gather.name),
+    ]
 
 
-def _blocks(name: str, table: Tensor) -> Any:
-    """`(first row, rows as float32)`, checked."""
+def _blocks(name: str, table: Tensor, start: int = 0) -> Any:
+    """`(first row, rows as float32)`, checked; the table's own first row is `start`."""
     for first in range(0, len(table), _BLOCK_ROWS):
         block = table[first : first + _BLOCK_ROWS].detach().to(torch.float32).numpy()
         if not np.isfinite(block).all():
-            row = first + int(np.argwhere(~np.isfinite(block))[0][0])
+            row = start + first + int(np.argwhere(~np.isfinite(block))[0][0])
             raise NonFiniteError(
                 "an embedding is not finite", where=f"{name}, row {row}", limit="finite values",
                 fix="export an earlier step, and train with a lower learning rate",
             )  # fmt: skip
-        yield first, block
-
-
-def _row_scales(block: NDArray[np.float32]) -> NDArray[np.float32]:
-    scales = np.abs(block).max(axis=1, keepdims=True) / np.float32(_ZERO - 1)
-    return np.where(scales > np.finfo(np.float32).tiny, scales, np.float32(1)).astype(np.float32)
+        yield start + first, block
 
 
 class _Writer:

@@ -23,6 +23,8 @@ def open_graph(path: Path, num_threads: int) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # Processors without instructions for products of bytes would add pairs of them in 16 bits, and saturate.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own errors have no common base class
