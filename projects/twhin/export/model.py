@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,12 @@ from typing import Any
 from torch import Tensor
 
 from tml.common.errors import DataError
-from tml.common.filesystem import is_remote
+from tml.common.filesystem import new_folder
 from tml.common.filesystem.digest import file_info
 from tml.projects.twhin import model_folder
 from tml.projects.twhin.export.card import build_card, readable_card
 from tml.projects.twhin.export.ids import IdStream
-from tml.projects.twhin.export.tables import Blocks, row_groups, sync, write_npy, write_table
+from tml.projects.twhin.export.tables import Blocks, row_groups, write_npy, write_table
 from tml.projects.twhin.model_folder import ModelInfo, TableInfo
 from tml.projects.twhin.models.relations import RelationScorer
 
@@ -60,46 +58,22 @@ def export_model(
             shape does not fit.
         NonFiniteError: an embedding is NaN or infinite.
     """
-    target, dim = _check_target(out_dir, overwrite), scorer.weight.shape[1]
     _check_tables(tables, scorer)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        (temporary / "embeddings").mkdir(parents=True)
+    dim = scorer.weight.shape[1]
+    with new_folder(
+        out_dir, is_ours=model_folder.is_model_folder, what="exported model", overwrite=overwrite
+    ) as folder:
+        (folder / "embeddings").mkdir()
         infos = {}
         for name, rows in tables.items():
             ids = IdStream(None if vocab_dir is None else Path(vocab_dir) / f"{name}.parquet", name)
-            infos[name] = write_table(temporary, name, row_groups(rows, dim), ids, dim)
+            infos[name] = write_table(folder, name, row_groups(rows, dim), ids, dim)
             ids.finish((id_hashes or {}).get(name))
             if memory_map:
-                infos[name].files["npy"] = write_npy(temporary, name)
-        _write_rest(temporary, infos, scorer, model_card)
-        model_folder.read_model_info(temporary)
-        _take_place(temporary, target)
-    except OSError as error:
-        fix = "free some space or mend the cause and export again; nothing half-written is left"
-        raise DataError("the model cannot be written", where=target, value=str(error), fix=fix) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
-
-
-def _check_target(out_dir: str | os.PathLike[str], overwrite: bool) -> Path:
-    if is_remote(out_dir):
-        raise DataError("models are exported to local folders", where=out_dir, fix="export locally and copy the folder")
-    target = Path(out_dir).absolute()
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return target
-    if overwrite and model_folder.is_model_folder(target):
-        return target
-    is_model = model_folder.is_model_folder(target)
-    raise DataError(
-        "the folder for the model is not empty",
-        where=target,
-        value="an exported model" if is_model else "something that is not an exported model",
-        limit="a new or empty folder",
-        fix="add --overwrite to replace the model" if is_model else "choose another folder; this one is left alone",
-    )
+                infos[name].files["npy"] = write_npy(folder, name)
+        _write_rest(folder, infos, scorer, model_card)
+        model_folder.read_model_info(folder)
+    return Path(out_dir).absolute()
 
 
 def _check_tables(tables: Mapping[str, object], scorer: RelationScorer) -> None:
@@ -126,22 +100,3 @@ def _write_rest(folder: Path, tables: dict[str, TableInfo], scorer: RelationScor
         (model_folder.MODEL_NAME, json.dumps(info.to_json(), indent=1)),
     ):
         (folder / name).write_text(text + "\n", encoding="utf-8")
-        sync(folder / name)
-    sync(relations_path)
-
-
-def _take_place(temporary: Path, target: Path) -> None:
-    """Give the finished folder its name. A model that lies there steps aside first, and comes back if that fails."""
-    aside = target.with_name(f"{temporary.name}.old")
-    replaces = model_folder.is_model_folder(target)
-    if replaces:
-        target.rename(aside)
-    try:
-        temporary.rename(target)
-    except BaseException:
-        if replaces:
-            aside.rename(target)
-        raise
-    sync(target.parent)
-    if replaces:
-        shutil.rmtree(aside, ignore_errors=True)

@@ -5,7 +5,6 @@ Letters: `n` rows of a table or block, `D` embedding dim.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -54,7 +53,6 @@ def write_table(folder: Path, name: str, blocks: Iterator[Tensor], ids: IdStream
             values = _checked(block, name, ids.num_taken, dim)
             vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=vector)
             writer.write_batch(pa.record_batch([ids.take(len(values)), vectors], schema=schema))
-    sync(path)
     written = pq.read_metadata(path).num_rows
     if written != ids.num_taken:
         raise DataError("rows were lost in writing", where=path, value=written, limit=ids.num_taken, fix="export again")
@@ -92,14 +90,4 @@ def write_npy(folder: Path, name: str) -> FileInfo:
             row += len(chunk)
     out.flush()
     del out
-    sync(path)
     return file_info(path)
-
-
-def sync(path: Path) -> None:
-    """Make a file's content, or a folder's entries, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
