@@ -2,12 +2,12 @@
 
     TML_DATA=/path/to/data python benchmarks/bank_marketing.py
 
-Settings were chosen on the validation rows of other seeds (20 to 24).
+Settings were chosen on the splits of other seeds (20 to 24).
 
 bank-marketing/bank-full.csv.gz holds 45,211 phone calls; `y` says whether one ended with a deposit. For each of five
 seeds the rows are split anew (60 / 20 / 20 %), projects/light_ranker/configs/bank.yaml is trained in all its phases,
 and so is LightGBM, on the same rows and columns, with early stopping on the same validation rows. `duration`, the
-seconds of the call, is known only afterwards: it is never an input, but tml's second output.
+seconds of the call, is known only afterwards: it is never an input.
 
 Isotonic calibration is fitted on the validation rows. Compared on the test rows, which it has not seen: the expected
 calibration error (15 bins of equal width) and the RCE before and after.
