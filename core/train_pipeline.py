@@ -15,6 +15,7 @@ inside backward, so the finite check comes before it.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ class FiniteGuard:
         if self._step % self._every_n:
             return
         losses = gather_numbers([float(result.loss)])[:, 0]
-        bad = [number for number, loss in enumerate(losses.tolist()) if not torch.isfinite(torch.tensor(loss))]
+        bad = [number for number, loss in enumerate(losses.tolist()) if not math.isfinite(loss)]
         if not bad:
             return
         path = self._save_batch(result) if rank() in bad else None

@@ -181,7 +181,7 @@ def _lolly(config: LollyLrConfig, spec: FeatureSpec, num_rows: int, sparse: bool
 
 
 def _encoded_row_bytes(spec: FeatureSpec) -> int:
-    """int64 ids and groups, float32 for everything else."""
+    """Ids of 32 bits where they fit and int64 groups, float32 for everything else."""
     return sum(kind.bit_width // 8 for kind in spec.columns().values())
 
 

@@ -33,7 +33,7 @@ class Slots(Protocol):
     """What a model makes of encoded ids; see `MlpSlots` and `LollySlots`."""
 
     def arrange(self, ids: np.ndarray, continuous: Tensor) -> BatchIds:
-        """The ids of a batch from encoded rows int64 `[B, S]` and numbers float32 `[B, C]`."""
+        """The ids of a batch from encoded rows int32 or int64 `[B, S]` and numbers float32 `[B, C]`."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,8 @@ def keep_mask(positions: np.ndarray, epoch: int, seed: int, rate: float) -> np.n
 
 @dataclass
 class _Arrays:
-    """The rows of a batch as numpy arrays; shapes as in `RankerBatch`, ids `[B, S]` still in encoded form."""
+    """The rows of a batch as numpy arrays; shapes as in `RankerBatch`, ids `[B, S]` still in encoded form, int32 where
+    all tables are small enough."""
 
     ids: np.ndarray
     continuous: np.ndarray
@@ -213,6 +214,8 @@ class _Columns:
     def __init__(self, spec: FeatureSpec) -> None:
         self._spec = spec
         self._ids = [name for feature in spec.ids for name in feature.columns()]
+        types = spec.columns()
+        self._id_type = np.result_type(np.int32, *(types[name].to_pandas_dtype() for name in self._ids))
         self._continuous = [name for feature in spec.continuous for name in feature.columns()]
         self._vectors = [name for feature in spec.vectors for name in feature.columns()]
         self._labels = [f"y.{label.name}" for label in spec.labels]
@@ -224,7 +227,7 @@ class _Columns:
     def arrays(self, rows: RowBatch) -> _Arrays:
         float32 = np.dtype(np.float32)
         return _Arrays(
-            ids=rows.joined(self._ids, np.dtype(np.int64)),
+            ids=rows.joined(self._ids, self._id_type),
             continuous=rows.joined(self._continuous, float32),
             vectors=rows.joined(self._vectors, float32),
             labels=rows.joined(self._labels, float32),

@@ -13,24 +13,14 @@ from tml.projects.light_ranker.features.encoder import EncodedRows
 from tml.projects.light_ranker.features.labels import Targets
 from tml.projects.light_ranker.features.spec import MISSING, UNKNOWN, FeatureSpec, IdFeature
 
-_INT32_ROWS = 2**31
-
-
-def file_schema(spec: FeatureSpec) -> pa.Schema:
-    """The columns of the spec, with ids of 32 bits where they fit."""
-    wide = {name for f in spec.ids if f.num_rows > _INT32_ROWS for name in f.columns()} | {"group"}
-    return pa.schema(
-        (name, pa.int32() if kind == pa.int64() and name not in wide else kind) for name, kind in spec.columns().items()
-    )
-
 
 def to_table(spec: FeatureSpec, rows: EncodedRows, targets: Targets) -> pa.Table:
-    """Encoded rows as a table of `file_schema`."""
+    """Encoded rows as a table of the columns of the spec."""
     parts = [rows.ids, rows.continuous, rows.vectors, targets.labels]
     columns = [part[:, place] for part in parts for place in range(part.shape[1])] + [targets.weight]
     if targets.group is not None:
         columns.append(targets.group)
-    schema = file_schema(spec)
+    schema = pa.schema(spec.columns())
     arrays = [pa.array(column.astype(kind.type.to_pandas_dtype(), copy=False)) for column, kind in
               zip(columns, schema, strict=True)]  # fmt: skip
     return pa.Table.from_arrays(arrays, schema=schema)
@@ -47,7 +37,7 @@ class EncodedFile:
     """
 
     def __init__(self, path: Path, spec: FeatureSpec, row_group_size: int, compression: str) -> None:
-        self._path, self._schema, self._row_group_size = path, file_schema(spec), row_group_size
+        self._path, self._schema, self._row_group_size = path, pa.schema(spec.columns()), row_group_size
         self._compression = None if compression == "none" else compression
         self._part = path.with_name(path.name + ".part")
         self._pending: list[pa.Table] = []

@@ -38,6 +38,9 @@ MISSING, UNKNOWN, FIRST_KNOWN, PADDING = 0, 1, 2, -1
 ENCODING_FILE = "encoding.json"
 FORMAT_VERSION = 1
 
+# Rows of a table whose ids fit into 32 bits: half the memory to read and shuffle.
+_INT32_ROWS = 2**31
+
 
 @dataclass(frozen=True)
 class IdFeature:
@@ -171,9 +174,19 @@ class FeatureSpec:
         return FeatureSpec(ids, continuous, vectors, self.labels, self.has_group)  # type: ignore[arg-type]
 
     def columns(self) -> dict[str, pa.DataType]:
-        """Name -> type of the encoded columns: ids, continuous, vectors, labels, weight and group."""
-        kinds = ((self.ids, pa.int64()), (self.continuous, pa.float32()), (self.vectors, pa.float32()))
-        columns = {name: kind for features, kind in kinds for feature in features for name in feature.columns()}  # type: ignore[attr-defined]
+        """Name -> type of the encoded columns: ids (of 32 bits where they fit), continuous, vectors, labels, weight and
+        group."""
+        columns = {
+            name: pa.int32() if feature.num_rows <= _INT32_ROWS else pa.int64()
+            for feature in self.ids
+            for name in feature.columns()
+        }
+        columns |= {
+            name: pa.float32()
+            for features in (self.continuous, self.vectors)
+            for feature in features
+            for name in feature.columns()  # type: ignore[attr-defined]
+        }
         columns.update({f"y.{label.name}": pa.float32() for label in self.labels})
         columns["w"] = pa.float32()
         if self.has_group:

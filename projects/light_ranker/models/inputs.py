@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tml.common.errors import DataError
+from tml.common.modules import number_kernel
 from tml.common.modules.normalizers import Normalizer
 from tml.common.modules.piecewise_linear import PiecewiseLinear
 from tml.projects.light_ranker.features.spec import FeatureSpec, Side
@@ -80,9 +81,17 @@ class DenseInputs(nn.Module):
         parts = [] if self.pieces is None else [self.pieces(continuous)]
         if self.kept:
             values = continuous if self._takes_all else continuous[:, self.columns]
-            values, missing = self.normalizer(values)
-            parts = [torch.minimum(torch.maximum(values, -self.limit), self.limit), missing, *parts]
-        return torch.cat([*parts, vectors], dim=1) if parts else vectors
+            parts = [*self._scaled_and_marked(values), *parts]
+        parts += [vectors] if vectors.shape[1] or not parts else []
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _scaled_and_marked(self, values: Tensor) -> list[Tensor]:
+        scales = self.normalizer
+        if number_kernel.can_run(values):
+            limit = torch.minimum(scales.limit, self.limit)
+            return [number_kernel.scaled_and_marked(values, scales.shift, scales.scale, limit, scales.is_log)]
+        x, missing = scales(values)
+        return [torch.clamp(x, -self.limit, self.limit), missing]
 
     def _columns_of(self, side: Side) -> list[int]:
         return [place for place, of_column in enumerate(self._sides) if of_column == side]

@@ -73,11 +73,11 @@ class LollySlots:
         """The hashed ids `[B, S + C]` of a batch.
 
         Args:
-            ids: int64 `[B, S]`, valid encoded rows.
+            ids: int32 or int64 `[B, S]`, valid encoded rows.
             continuous: float32 `[B, C]`.
         """
         assert self.bins is not None, "boundaries come before batches"
-        hashed = torch.from_numpy(self.hash_ids(ids))
+        hashed = torch.from_numpy(self.hash_ids(ids.astype(np.int64)))
         return BatchIds(None, torch.cat([hashed, self.bins(continuous)], dim=1), torch.empty(len(ids), 0))
 
     def hash_ids(self, ids: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tml.common.modules import dense_kernel
 from tml.common.modules.dense_blocks import CrossNetwork
 from tml.common.modules.embedding_tables import LocalTables, ShardedTables
 from tml.common.profiling import phase
@@ -85,6 +86,7 @@ class RankerHead(nn.Module):
         self.num_columns = width + (self.interaction.output_size if isinstance(self.interaction, DotProducts) else 0)
         self.drop = nn.Dropout1d(config.embedding_dropout) if config.embedding_dropout else nn.Identity()
         self.num_wide = len(names) if config.wide else 0
+        self._has_dropout = config.dropout > 0
         self.hidden = _hidden_layers(self.num_columns, config.hidden_sizes, self.num_wide, config.dropout)
         if self.num_wide:
             _init_wide(self.hidden[0], self.num_wide, num_embeddings, self.embedding_dim)  # type: ignore[arg-type]
@@ -133,38 +135,32 @@ class RankerHead(nn.Module):
         parts = [embeddings.flatten(1), *others, numbers]
         if isinstance(self.interaction, DotProducts):
             parts.append(self.interaction(embeddings, numbers))
-        x = join_columns(parts)
         if isinstance(self.interaction, CrossNetwork):
-            x = self.interaction(x)
-        products = None
+            parts = [self.interaction(join_columns(parts))]
+        found = dict(zip(self.heads, self._outputs(parts).unbind(1), strict=True))
         if isinstance(self.interaction, FieldWeightedProducts):
-            products = self.interaction(x[:, : embeddings[0].numel()])
-        first, *others = self.hidden
-        hidden, wide = split_wide(first(x), self.num_wide)
-        for layer in others:
-            hidden = layer(hidden)
-        return self.predict(hidden, wide, products)
-
-    def predict(self, hidden: Tensor, wide: Tensor | None = None, products: Tensor | None = None) -> dict[str, Tensor]:
-        """Outputs of the heads `[B]` each, computed in the parameters' own float32 under autocast too.
-
-        Args:
-            hidden: the last hidden layer `[B, H]`.
-            wide: what the linear part adds to each head `[B, num_wide]`.
-            products: what field-weighted products add `[B]`.
-        """
-        # bfloat16 would leave a logit two or three digits.
-        with torch.autocast(hidden.device.type, enabled=False):
-            weight = torch.cat([head.weight for head in self.heads.values()])
-            bias = torch.cat([head.bias for head in self.heads.values()])
-            outputs = nn.functional.linear(hidden.to(weight.dtype), weight, bias)
-            outputs = outputs if wide is None else outputs + wide
-        found = dict(zip(self.heads, outputs.unbind(1), strict=True))
-        if isinstance(self.interaction, FieldWeightedProducts) and products is not None:
+            products = self.interaction(join_columns(parts[:1]))
             found = {name: found[name] + factor * products for name, factor in self.interaction.factors.items()}
         if self.objective.has_watch_time and WATCH_TIME not in found:
             found[WATCH_TIME] = found[CLICK]
         return found
+
+    def _outputs(self, parts: list[Tensor]) -> Tensor:
+        """What hidden layers and linear part make of the input's parts: float32 `[B, heads]`, also under autocast."""
+        weight = torch.cat([head.weight for head in self.heads.values()])
+        bias = torch.cat([head.bias for head in self.heads.values()])
+        linear = [layer for layer in self.hidden if isinstance(layer, nn.Linear)]
+        parameters = [(layer.weight, layer.bias) for layer in linear] + [(weight, bias)]
+        if not self._has_dropout and dense_kernel.can_run(parts, parameters):
+            return dense_kernel.rectified_layers(parts, parameters, is_wide=self.num_wide > 0)
+        first, *others = self.hidden
+        hidden, wide = split_wide(first(join_columns(parts)), self.num_wide)
+        for layer in others:
+            hidden = layer(hidden)
+        # bfloat16 would leave a logit two or three digits.
+        with torch.autocast(hidden.device.type, enabled=False):
+            outputs = nn.functional.linear(hidden.to(weight.dtype), weight, bias)
+            return outputs if wide is None else outputs + wide
 
     def input_layout(self) -> list[InputPart]:
         """Whose each column of the input is, in order."""

@@ -95,14 +95,14 @@ class MlpSlots:
         """Physical rows, pretrained tables' rows and the mask of a batch.
 
         Args:
-            ids: int64 `[B, S]`, valid encoded rows.
+            ids: int32 or int64 `[B, S]`, valid encoded rows.
             continuous: float32 `[B, C]`.
         """
         mask = torch.from_numpy((ids >= 0).astype(np.float32)) if self.has_mask else torch.empty(len(ids), 0)
         ids = np.maximum(ids, 0) if self.has_mask else ids
         if not len(self._pretrained_slots):
             return BatchIds(self._nodes(ids + self._offsets, continuous), torch.empty(len(ids), 0).long(), mask)
-        other = torch.from_numpy(np.ascontiguousarray(ids[:, self._pretrained_slots]))
+        other = torch.from_numpy(ids[:, self._pretrained_slots].astype(np.int64))
         return BatchIds(self._nodes(ids[:, self._own_slots] + self._offsets, continuous), other, mask)
 
     def _nodes(self, physical: np.ndarray, continuous: Tensor) -> KeyedJaggedTensor | None:

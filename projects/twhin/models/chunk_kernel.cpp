@@ -10,7 +10,7 @@
 #include <numeric>
 #include <vector>
 
-#include "vectors.h"
+#include "products.h"
 
 namespace {
 
@@ -223,20 +223,20 @@ struct Products<Bfloat16Pair> {
   void make_scores(int64_t size, int64_t count, int64_t dim, const float *queries, const float *candidates, float *scores,
                    int64_t stride) {
     const int64_t depth = padded(dim / 2), width = padded(count);
-    pair_columns(count, dim, candidates, dim, right.data(), depth);
+    Bfloat16Pair::pair_columns(count, dim, candidates, dim, right.data(), depth);
     transpose(count, depth, reinterpret_cast<const float *>(right.data()), depth, reinterpret_cast<float *>(columns.data()), width);
-    pair_columns(size, dim, queries, dim, left.data(), depth);
+    Bfloat16Pair::pair_columns(size, dim, queries, dim, left.data(), depth);
     multiply<Bfloat16Pair>(size, width, depth, left.data(), depth, 1, columns.data(), width, scores, stride, false);
   }
 
   void derive(int64_t size, int64_t count, int64_t dim, const float *by_scores, int64_t stride, const float *queries,
               const float *candidates, float *by_queries, float *by_candidates) {
     const int64_t pairs = padded((count + 1) / 2), width = padded(count);
-    pair_columns(size, count, by_scores, stride, left.data(), pairs);
-    pair_rows(count, dim, candidates, dim, right.data(), dim);
+    Bfloat16Pair::pair_columns(size, count, by_scores, stride, left.data(), pairs);
+    Bfloat16Pair::pair_rows(count, dim, candidates, dim, right.data(), dim);
     multiply<Bfloat16Pair>(size, dim, (count + 1) / 2, left.data(), pairs, 1, right.data(), dim, by_queries, dim, false);
-    pair_rows(size, width, by_scores, stride, left.data(), width);
-    pair_rows(size, dim, queries, dim, right.data(), dim);
+    Bfloat16Pair::pair_rows(size, width, by_scores, stride, left.data(), width);
+    Bfloat16Pair::pair_rows(size, dim, queries, dim, right.data(), dim);
     multiply<Bfloat16Pair>(count, dim, (size + 1) / 2, left.data(), 1, width, right.data(), dim, by_candidates, dim, true);
   }
 

@@ -13,6 +13,7 @@ import torch
 from tests.projects.light_ranker.tiny_run import LOLLY, TinyData, config_of, tiny_settings, write_data
 from tests.runs import merged
 from tml.common.errors import DataError
+from tml.common.modules import dense_kernel
 from tml.common.modules.normalizers import Normalizer
 from tml.projects.light_ranker.calibration import Calibration
 from tml.projects.light_ranker.config import DataConfig, InteractionConfig
@@ -131,7 +132,8 @@ def test_the_linear_part_passes_the_hidden_layers_by_and_evaluation_drops_nothin
     assert len(losses) == 3
 
 
-def test_embeddings_are_dropped_as_a_whole_in_training_and_kept_in_evaluation(data):
+def test_embeddings_are_dropped_as_a_whole_in_training_and_kept_in_evaluation(data, monkeypatch):
+    monkeypatch.setattr(dense_kernel, "can_run", lambda parts, layers: False)  # so that layers are called one by one
     _, slots, model = _build(data, model={"mlp": {"embedding_dropout": 0.25}})
     batch, taken = _batch(data, slots), []
     model.hidden[0].register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0].detach()))

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.projects.light_ranker.tiny_run import LOLLY, TinyData, config_of, tiny_settings, write_data
 from tml.common.errors import DataError
+from tml.common.modules import dense_kernel
 from tml.common.modules.normalizers import Normalizer
 from tml.core.planning.cluster import Cluster
 from tml.machines import Machine
@@ -42,7 +43,8 @@ def _run_parts(data: TinyData, config):
 
 @pytest.mark.parametrize("interaction", INTERACTIONS)
 @pytest.mark.parametrize("heads", ["separate", "single_output"])
-def test_operations_parameters_and_bytes_are_the_models_own(data, interaction, heads):
+def test_operations_parameters_and_bytes_are_the_models_own(data, interaction, heads, monkeypatch):
+    monkeypatch.setattr(dense_kernel, "can_run", lambda parts, layers: False)  # torch counts its own operations only
     changes = {"mlp": {"interaction": interaction, "heads": heads}}
     config = config_of(tiny_settings(data, "unused", model=changes))
     work = build_workload(config, _ranks(1))

@@ -73,7 +73,7 @@ def test_the_columns_are_those_of_the_spec_and_the_reader_takes_them(tmp_path: P
         [str(file)], spec.columns(), global_batch_size=5, rank=0, world_size=1, seed=0, shuffle=False
     )
     batch = next(iter(reader))
-    assert batch.columns["id.user"].dtype == np.int64
+    assert batch.columns["id.user"].dtype == np.int32
     assert batch.columns["group"].tolist() == [1, 2, 1, 2, 3]
 
 

@@ -32,8 +32,15 @@ def test_columns_are_ids_then_numbers_then_labels():
         "id.user", "id.topics.0", "id.topics.1", "id.topics.2", "x.age", "v.image.0", "v.image.1", "y.click", "y.watch",
         "w", "group",
     ]  # fmt: skip
-    assert SPEC.columns()["id.topics.2"] == pa.int64()
+    assert SPEC.columns()["id.topics.2"] == pa.int32()
     assert SPEC.columns()["x.age"] == pa.float32()
+
+
+def test_ids_have_32_bits_where_they_fit():
+    first, *others = SPEC.ids
+    for num_rows, kind in ((2**31, pa.int32()), (2**31 + 1, pa.int64())):
+        spec = dataclasses.replace(SPEC, ids=(dataclasses.replace(first, num_rows=num_rows), *others))
+        assert (spec.columns()["id.user"], spec.columns()["id.topics.0"]) == (kind, pa.int32())
 
 
 def test_slots_know_their_feature():
