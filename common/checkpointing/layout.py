@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import os
@@ -21,15 +20,17 @@ import re
 import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from tml.common.errors import CheckpointError
+from tml.common.versions import library_versions
 
 COMMIT_NAME = "COMMIT.json"
 EXTRA_NAME = "extra.json"
 METADATA_NAME = ".metadata"
+# Libraries that decide whether a checkpoint can be read.
+_DECISIVE = ("torch", "torchrec")
 FORMAT_VERSION = 1
 
 _FOLDER = re.compile(r"step-(\d{8,})")
@@ -121,20 +122,11 @@ def leftovers(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob("step-*.tmp") if path.is_dir())
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that decide whether a checkpoint can be read."""
-    versions = {}
-    for name in ("torch", "torchrec"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions
-
-
 def write_commit(folder: Path, record: CommitRecord) -> None:
     """Write `COMMIT.json`, with a checksum of itself, and make the folder's entries durable."""
     body = asdict(record)
     body["saved_at"] = record.saved_at or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    body["versions"] = record.versions or library_versions()
+    body["versions"] = record.versions or library_versions(*_DECISIVE)
     body["crc32"] = _crc_of_json(body)
     write_durably(folder / COMMIT_NAME, json.dumps(body, indent=1).encode())
     sync_directory(folder)

@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import tml
 from tml.common.errors import ConfigError
 from tml.common.filesystem.digest import file_info
 from tml.common.modules.embedding_tables import LocalTables
+from tml.common.versions import library_versions
 from tml.projects.light_ranker.config import ExportConfig
 from tml.projects.light_ranker.export import check
 from tml.projects.light_ranker.export.folder import new_export
@@ -234,11 +234,6 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _made_with() -> dict[str, Any]:
-    versions = {"tml": tml.__version__}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+    versions = {"tml": tml.__version__, **library_versions(*_LIBRARIES)}
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"created": created, "versions": versions}

@@ -7,11 +7,11 @@ import json
 import re
 import subprocess
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import tml
+from tml.common.versions import library_versions
 from tml.projects.twhin.model_folder import ModelInfo, score_formula
 
 _DETAILS = re.compile(r"\b(relation|raw|lhs|rhs)\.")
@@ -33,7 +33,7 @@ def build_card(info: ModelInfo, given: Mapping[str, Any]) -> dict[str, Any]:
     body = info.to_json()
     card = {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": library_versions(),
+        "versions": {"tml": tml.__version__, **library_versions(*_LIBRARIES)},
         "git_commit": git_commit(),
         "score": score_formula(info.comparator, info.relations, info.reciprocal),
         "dim": info.dim,
@@ -72,17 +72,6 @@ _USE = (
     "model.neighbors(table, id, relation, k=10)",
     "model.predict_relation(lhs_id, rhs_id, relation)",
 )
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of tml and of the libraries that make a model what it is."""
-    versions = {"tml": tml.__version__}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def git_commit() -> str | None:

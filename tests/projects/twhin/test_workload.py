@@ -164,6 +164,16 @@ def test_in_batch_scores_are_counted_once_where_the_kernel_makes_them_once(graph
     assert compiled.flops == by_operations.flops * (0.75 if shares else 1.0)
 
 
+@pytest.mark.parametrize(
+    ("runtime", "on_processors", "on_accelerators"),
+    [({}, "fp32", "fp32"), ({"enable_tensorfloat32": True}, "bf16", "tf32"), ({"enable_amp": True}, "bf16", "bf16")],
+)
+def test_products_have_the_type_that_the_config_allows(graph, runtime, on_processors, on_accelerators):
+    config = _config(graph, runtime=runtime)
+    assert build_workload(config, _ranks(1)).matmul == on_processors
+    assert build_workload(config, ACCELERATED).matmul == on_accelerators
+
+
 def test_an_optimizer_that_processors_lack_is_refused_there_alone(graph):
     settings = tiny_settings(graph, "unused")
     adam = tables(settings, optimizer={"adam": {"learning_rate": 0.01}})
