@@ -90,12 +90,11 @@ class ByteLinear(nn.Module):
 
     def _recorded(self, x: Tensor, start: Tensor) -> Tensor:
         one = torch.tensor(1.0)
-        inputs = (x, one, self.zero, self.matrix, self.scale, self.zeros, start)
-        kind, to = torch.float32, ()
-        if self.gives_bytes:
-            kind, to = torch.uint8, (one, torch.tensor(0, dtype=torch.uint8))
+        inputs = [x, one, self.zero, self.matrix, self.scale, self.zeros, start]
+        inputs += [one, torch.tensor(0, dtype=torch.uint8)] if self.gives_bytes else []
+        kind = torch.uint8 if self.gives_bytes else torch.float32
         shape = (x.shape[0], self.matrix.shape[1])
-        return torch.onnx.ops.symbolic("com.microsoft::QGemm", (*inputs, *to), dtype=kind, shape=shape, version=1)
+        return torch.onnx.ops.symbolic("com.microsoft::QGemm", inputs, dtype=kind, shape=shape, version=1)
 
 
 class ByteLayers(nn.Module):

@@ -6,7 +6,7 @@ Letters: `B` rows, `C` continuous features.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +137,7 @@ def described(found: dict[str, float], limit: float, isotonic: Isotonic | None) 
 
 def auc_of(graph: ExportedGraph, samples: Iterable[CheckRows], label: int) -> float:
     """Weighted area under the ROC curve over rows with labels, by logit; NaN if a class is missing."""
-    columns: list[tuple[Sequence[float], ...]] = [
-        (graph.of_rows(rows)[LOGIT], rows.labels[:, label], rows.weight) for rows in samples
-    ]  # type: ignore[misc]
+    columns = [(graph.of_rows(rows)[LOGIT], rows.labels[:, label], rows.weight) for rows in samples]
     scores, labels, weights = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*columns, strict=True))
     return float(roc_auc(scores, labels > 0, weights.double()))
 

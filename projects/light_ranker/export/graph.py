@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from tml.common.errors import DataError
 from tml.common.modules.calibrators import Isotonic
 from tml.common.modules.dense_blocks import CrossNetwork
+from tml.common.modules.embedding_tables import LocalTables
 from tml.projects.light_ranker.export.byte_layers import FromBytes
 from tml.projects.light_ranker.export.interactions import SplitDot, reordered_cross
 from tml.projects.light_ranker.export.numbers import GraphNumbers
 from tml.projects.light_ranker.export.outputs import GraphIsotonic, Seconds
 from tml.projects.light_ranker.export.sides import SideInput, SideLookup, SidePooling, bins_of, pooled, slots_of
 from tml.projects.light_ranker.export.tables import RowSteps
-from tml.projects.light_ranker.features.spec import FeatureSpec, IdFeature, Side
+from tml.projects.light_ranker.features.spec import ContinuousFeature, FeatureSpec, IdFeature, Side
 from tml.projects.light_ranker.models.interactions import DotProducts, FieldWeightedProducts
 from tml.projects.light_ranker.models.mlp import CLICK, WATCH_TIME, MlpRanker, split_wide
 
@@ -117,15 +118,27 @@ class MlpGraph(ServingGraph):
         isotonic: calibration of the click's probability, if any.
     """
 
+    user_weight: Tensor
+    bias: Tensor
+    project_user: Tensor
+    project_candidate: Tensor
+    user_pair_weights: Tensor
+    candidate_pair_weights: Tensor
+    mixed_pair_weights: Tensor
+    dot: SplitDot | None
+    cross: CrossNetwork | None
+    fwfm: FieldWeightedProducts | None
+    project: nn.Linear | None
+
     def __init__(self, model: MlpRanker, isotonic: Isotonic | None) -> None:
         super().__init__(model.spec, isotonic)
-        if model.tables is not None:
-            self.add_table(TABLE, model.tables.weights()[0])  # type: ignore[operator]
+        if isinstance(model.tables, LocalTables):
+            self.add_table(TABLE, model.tables.weights()[0])
         for name, table in model.pretrained.items():
-            self.add_table(_pretrained_name(model, name), table.weight)
+            self.add_table(_pretrained_name(model, name), table.weight)  # type: ignore[arg-type]
         self.user = MlpSide(model, "user")
         self.candidate = MlpSide(model, "candidate")
-        first = model.hidden[0]
+        first, *behind = (layer for layer in model.hidden if isinstance(layer, nn.Linear))
         order = self._take_interaction(model)
         weight = first.weight.detach()
         columns = order["candidate"]
@@ -134,8 +147,7 @@ class MlpGraph(ServingGraph):
         else:
             self.register_buffer("user_weight", weight[:, order["user"]].clone())
         self.register_buffer("bias", first.bias.detach().clone())
-        others = [layer for layer in model.hidden[1:] if isinstance(layer, nn.Linear)]
-        self.layers = HiddenLayers(weight[:, columns].clone(), others, model.head.num_wide)
+        self.layers = HiddenLayers(weight[:, columns].clone(), behind, model.head.num_wide)
         self.click_head = model.heads[CLICK]
         self.watch_head = model.heads[WATCH_TIME] if len(model.heads) > 1 else None
         objective = model.head.objective
@@ -204,6 +216,7 @@ class MlpGraph(ServingGraph):
         return total
 
     def _crossed(self, user: SideColumns | None, candidate: SideColumns) -> Tensor:
+        assert self.cross is not None
         columns = torch.cat(candidate.columns, dim=1)
         if user is not None:
             # Adding zeros of N rows repeats the one user for every candidate, and leaves N users as they are.
@@ -221,18 +234,19 @@ class MlpGraph(ServingGraph):
         for side, module in zip(SIDES, (self.user, self.candidate), strict=True):
             others, numbers = _parted(order[side], len(module.numbers.order))
             order[side] = others + [numbers[place] for place in module.numbers.order]
+        embedded: tuple[IdFeature | ContinuousFeature, ...] = (*model.slots.own, *model.slots.binned)
+        of_user = [feature.side == "user" for feature in embedded]
         if isinstance(model.interaction, CrossNetwork):
             self.cross = reordered_cross(model.interaction, order["user"] + order["candidate"])
         elif isinstance(model.interaction, FieldWeightedProducts):
             self.fwfm = model.interaction
-            is_user = torch.tensor([f.side == "user" for f in (*model.slots.own, *model.slots.binned)])
+            is_user = torch.tensor(of_user)
             weights = self.fwfm.pair_weights().detach()
             self.register_buffer("user_pair_weights", weights[is_user][:, is_user].clone())
             self.register_buffer("candidate_pair_weights", weights[~is_user][:, ~is_user].clone())
             self.register_buffer("mixed_pair_weights", weights[~is_user][:, is_user].clone())
         elif isinstance(model.interaction, DotProducts):
-            embedded = (*model.slots.own, *model.slots.binned)
-            self.dot = SplitDot(model.interaction, [feature.side == "user" for feature in embedded])
+            self.dot = SplitDot(model.interaction, of_user)
             self.project = model.interaction.project
             if self.project is not None:
                 weight = self.project.weight.detach()
@@ -352,8 +366,9 @@ class MlpSide(nn.Module):
         return nn.functional.embedding(side.ids[:, part].clamp_min(0), getattr(graph, table))
 
 
-def _head(layer: nn.Linear, hidden: Tensor) -> Tensor:
+def _head(layer: nn.Module, hidden: Tensor) -> Tensor:
     """`[N]`: written as a product of one row with a matrix, for which ONNX Runtime has a routine of its own."""
+    assert isinstance(layer, nn.Linear)
     return nn.functional.linear(layer.weight, hidden).squeeze(0) + layer.bias
 
 

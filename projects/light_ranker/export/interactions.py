@@ -63,14 +63,24 @@ def reordered_cross(cross: CrossNetwork, columns: list[int]) -> CrossNetwork:
         cross: the model's, of low rank.
         columns: the model's column at each new place.
     """
-    rank = cross.layers[0][0].out_features
+    layers = [_down_and_up(layer) for layer in cross.layers]
+    rank = layers[0][0].out_features
     copy = CrossNetwork(len(columns), len(cross.layers), rank)
     with torch.no_grad():
-        for (new_down, new_up), (down, up) in zip(copy.layers, cross.layers, strict=True):
+        for new, (down, up) in zip(copy.layers, layers, strict=True):
+            new_down, new_up = _down_and_up(new)
             new_down.weight.copy_(down.weight[:, columns])
             new_up.weight.copy_(up.weight[columns])
             new_up.bias.copy_(up.bias[columns])
     return copy
+
+
+def _down_and_up(layer: nn.Module) -> tuple[nn.Linear, nn.Linear]:
+    assert isinstance(layer, nn.Sequential), "a cross layer of full rank"
+    down, up = layer
+    assert isinstance(down, nn.Linear)
+    assert isinstance(up, nn.Linear)
+    return down, up
 
 
 def _pairs(total: int) -> tuple[list[int], list[int]]:

@@ -30,6 +30,8 @@ class LollyGraph(ServingGraph):
         isotonic: calibration of the click's probability, if any.
     """
 
+    bias: Tensor
+
     def __init__(self, model: LollyRanker, isotonic: Isotonic | None) -> None:
         super().__init__(model.spec, isotonic, takes_vectors=False)
         spec, bins = model.spec, model.slots.bins

@@ -53,13 +53,13 @@ def byte_graph(model: Ranker, isotonic: Isotonic | None, samples: Iterable[Check
     graph.keep_bytes(
         {name: RowSteps.of(name, rows, starts if name == TABLE else [0]) for name, rows in graph.tables.items()}
     )
-    for side in (graph.user, graph.candidate):
-        side.read_bytes(graph.row_steps)
+    for reader in (graph.user, graph.candidate):
+        reader.read_bytes(graph.row_steps)
     layers, steps = graph.layers, inputs / LARGEST
     assert isinstance(layers, HiddenLayers)
     if graph.candidate.is_flat and not graph.has_products:
-        graph.candidate = ByteSide(graph.candidate, inputs)  # type: ignore[assignment]
-        steps = graph.candidate.steps
+        side = ByteSide(graph.candidate, inputs)
+        graph.candidate, steps = side, side.steps  # type: ignore[assignment]
     graph.layers = ByteLayers(layers.weight, list(layers.others), layers.num_wide, steps, outputs)  # type: ignore[assignment,arg-type]
     return graph
 
@@ -98,9 +98,11 @@ class ByteSide(nn.Module):
         super().__init__()
         self.side = side
         floats = [side.floats, *side.other_floats] if side.lookup.has_rows else [*side.other_floats]
-        parts = [part.steps.flatten() for part in floats]
+        parts = [part.steps.flatten() for part in floats]  # type: ignore[operator,union-attr]
         self.numbers = ByteNumbers(side.numbers, largest[sum(map(len, parts)) :])
         self.steps = torch.cat([*parts, self.numbers.steps])
+
+    steps: Tensor
 
     def forward(self, graph: ServingGraph, given: SideInput) -> SideColumns:
         """The columns, uint8."""

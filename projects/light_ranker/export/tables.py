@@ -110,7 +110,7 @@ def attach_tables(graph: onnx.ModelProto, sections: list[Section], file: str) ->
     for tensor in stand_ins:
         graph.graph.initializer.remove(tensor)
     graph.graph.initializer.extend(section.initializer(file) for section in sections)
-    nodes = []
+    nodes: list[onnx.NodeProto] = []
     for node in graph.graph.node:
         is_lookup = node.op_type == "Gather" and node.input[0] in by_name
         nodes += _lookup(node) if is_lookup else [node]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from tml.common.errors import DataError
 from tml.projects.light_ranker.serving.signature import FeatureInfo
 
-Candidates = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]] | pa.Table | pa.RecordBatch
+Candidates: TypeAlias = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]] | pa.Table | pa.RecordBatch
 Columns = dict[str, Any]
 # What may be asked for, by the column of a request; a column may serve several features.
 Known = Mapping[str, Sequence[FeatureInfo]]
@@ -167,9 +167,9 @@ def _check_value(value: Any, row: int, feature: FeatureInfo, where: str) -> None
 
 def _scalar_fits(value: Any, feature: FeatureInfo) -> bool:
     if feature.kind != "id":
-        return isinstance(value, (*_NUMBERS, bool)) and bool(abs(value) <= _LARGEST)
+        return isinstance(value, (*_NUMBERS, bool)) and bool(abs(value) <= _LARGEST)  # type: ignore[operator]
     if "int64" in feature.dtype:
-        return isinstance(value, _INTEGERS) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+        return isinstance(value, _INTEGERS) and not isinstance(value, bool) and -(2**63) <= int(value) < 2**63
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
