@@ -17,6 +17,7 @@ from tml.benchmarks.processes import Finished, run_measured
 from tml.common.tracking.json_lines import read_metrics
 from tml.core.config import load_config, load_document
 from tml.projects.twhin.config import TwhinConfig
+from tml.projects.twhin.data.sample_graph import GraphParameters
 
 _TRAIN = [sys.executable, "-m", "tml.projects.twhin.run"]
 _TML = [sys.executable, "-m", "tml.projects.cli"]
@@ -94,6 +95,9 @@ def planted_graph(num_edges: int, seed: int = 0, nodes: Mapping[str, int] | None
     Returns:
         a folder of `tml convert`, kept under data/benchmarks.
     """
+    usual = GraphParameters(num_edges).resolved()
+    if nodes == {"user": usual.num_users, "tweet": usual.num_tweets}:
+        nodes = None
     folder = DATA / "-".join(map(str, ["planted", num_edges, seed, *(nodes or {}).values()]))
     edges, graph = folder / "edges.parquet", folder / "graph"
     size = ["--users", str(nodes["user"]), "--tweets", str(nodes["tweet"])] if nodes else []

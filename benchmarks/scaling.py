@@ -6,9 +6,10 @@
     python benchmarks/scaling.py --restart          # forget what was measured
 
 One thing is varied at a time around one point: 2 M planted edges, 130,000 nodes, dim 128, 50 in-batch + 50 uniform
-negatives a side, batch 20,000, translation + dot, softmax, row-wise Adagrad. Rounds go over all points in turn, so that
-a slow hour of the machine does not fall on one series; medians are shown, and the ratio to the point in the middle,
-which is measured in every round as well.
+negatives a side, batch 20,000, translation + dot, softmax, row-wise Adagrad. With the edges the nodes grow in
+proportion, as graphs do; the series of nodes has the same edges between more of them. Rounds go over all points in
+turn, so that a slow hour of the machine does not fall on one series; medians are shown, and the ratio to the point in
+the middle, which is measured in every round as well.
 
 Rate and memory are those of benchmarks/twhin_vs_pbg: the whole training loop without imports and filling tables; the
 peak of the process. A point trains one epoch, or a part of it where an edge costs more than in the middle, so that all
@@ -164,8 +165,15 @@ class Log:
 
 def points_of(middle: Point, series: dict[str, tuple[int, ...]]) -> list[Point]:
     """The point in the middle, then those of every series, each once."""
-    varied = [replace(middle, **{name: value}) for name, values in series.items() for value in values]
-    return list(dict.fromkeys([middle, *varied]))
+    points = [varied(middle, name, value) for name, values in series.items() for value in values]
+    return list(dict.fromkeys([middle, *points]))
+
+
+def varied(middle: Point, name: str, value: int) -> Point:
+    """The point of a series; with the edges the nodes grow."""
+    if name == "edges":
+        return replace(middle, edges=value, nodes=round(middle.nodes * value / middle.edges))
+    return replace(middle, **{name: value})
 
 
 def measure(point: Point, middle: Point, overrides: Sequence[str] = ()) -> Cost:
@@ -211,7 +219,7 @@ def report(middle: Point, series: dict[str, tuple[int, ...]], found: dict[Point,
     for name, values in series.items():
         rows = []
         for value in values:
-            costs = found[replace(middle, **{name: value})]
+            costs = found[varied(middle, name, value)]
             rate, peak = Spread.of([cost.rate for cost in costs]), Spread.of([cost.peak_mib for cost in costs])
             row = {name: value, "edges/s": rate.shown(), "of the middle": rate.median / base}
             rows.append(row | {"us an edge": 1e6 / rate.median, "peak MiB": peak.shown()})
@@ -241,7 +249,7 @@ def draw(middle: Point, series: dict[str, tuple[int, ...]], found: dict[Point, l
         layout="constrained",
     )
     for column, (name, values) in enumerate(series.items()):
-        costs = [found[replace(middle, **{name: value})] for value in values]
+        costs = [found[varied(middle, name, value)] for value in values]
         for row, field in enumerate(("rate", "peak_mib")):
             spreads = [Spread.of([getattr(cost, field) for cost in each]) for each in costs]
             medians = [spread.median for spread in spreads]
@@ -266,7 +274,7 @@ def draw(middle: Point, series: dict[str, tuple[int, ...]], found: dict[Point, l
 
 
 _LABELS = {
-    "edges": "edges of the graph",
+    "edges": "edges, nodes in proportion",
     "nodes": "nodes",
     "dim": "embedding dim",
     "negatives": "negatives a side",

@@ -260,6 +260,12 @@ def test_series_share_the_point_in_the_middle():
     assert len(points) == len(set(points)) == 1 + sum(map(len, scaling.SERIES.values())) - len(scaling.SERIES)
 
 
+def test_nodes_grow_with_edges():
+    middle = scaling.Point()
+    assert scaling.varied(middle, "edges", 20_000_000) == replace(middle, edges=20_000_000, nodes=1_300_000)
+    assert scaling.varied(middle, "nodes", 10_000) == replace(middle, nodes=10_000)
+
+
 @pytest.mark.parametrize(("negatives", "expected"), [(1, (0, 1)), (10, (5, 5)), (1000, (500, 500))])
 def test_negatives_are_half_in_batch(negatives, expected):
     point = scaling.Point(negatives=negatives)
