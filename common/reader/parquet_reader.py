@@ -208,19 +208,21 @@ class ParquetReader:
         return iter(count(start.epoch) if self.num_epochs is None else range(start.epoch, self.num_epochs))
 
     def _decode_jobs(self, start: Cursor) -> Iterator[Callable[[], _DecodedWindow]]:
+        use_threads = True  # nobody trains before the first window is there: all cores may decode it
         for epoch in self._epochs(start):
             first_row = start.row if epoch == start.epoch else 0
             for window in self._order.windows(epoch):
                 if window.stop_position > first_row:
-                    yield partial(self._decode, epoch, window, first_row)
+                    yield partial(self._decode, epoch, window, first_row, use_threads)
+                    use_threads = self._use_threads
 
-    def _decode(self, epoch: int, window: Window, first_row: int) -> _DecodedWindow:
+    def _decode(self, epoch: int, window: Window, first_row: int, use_threads: bool) -> _DecodedWindow:
         """A window, and this rank's rows of it; `first_row` is where the epoch's first batch begins."""
         rows = self._own_rows(epoch, window, first_row)
         blocks = _blocks(self._dtypes, window.num_rows)
         unshuffled = _columns_of(self._dtypes, blocks)
         for file, placed in _by_file(window).items():
-            with self._files[file].open(self.columns, self._use_threads) as opened:
+            with self._files[file].open(self.columns, use_threads) as opened:
                 for start, segment in placed:
                     out = {name: array[start : start + segment.num_rows] for name, array in unshuffled.items()}
                     opened.read_into(out, segment.row_group, segment.start, segment.stop)
