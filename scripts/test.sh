@@ -18,11 +18,11 @@ ruff format --check .
 heading "import contracts"
 lint-imports
 
-heading "mypy: core, common"
+heading "mypy"
 # An editable install maps the name tml to this folder with an import hook, which mypy does not run; a link shows it the same.
 mkdir -p .import_root
 ln -sfn .. .import_root/tml
-MYPYPATH=.import_root mypy -p tml.core -p tml.common
+MYPYPATH=.import_root mypy -p tml.projects -p tml.core -p tml.common -p tml.machines -p tml.ml_logging
 
 heading "shellcheck"
 shellcheck scripts/*.sh projects/*/scripts/*.sh benchmarks/*/*.sh .ci/run

@@ -143,7 +143,7 @@ def test_continuous_integration_runs_every_check() -> None:
         "ruff check .",
         "ruff format --check .",
         "lint-imports",
-        "mypy -p tml.core -p tml.common",
+        "mypy -p tml.projects -p tml.core -p tml.common -p tml.machines -p tml.ml_logging",
         "shellcheck",
         "pytest",
     ):

@@ -15,7 +15,7 @@ from tml.common.errors import DataError
 from tml.common.modules import number_kernel
 from tml.common.modules.normalizers import Normalizer
 from tml.common.modules.piecewise_linear import PiecewiseLinear
-from tml.projects.light_ranker.features.spec import FeatureSpec, Side
+from tml.projects.light_ranker.features.spec import ContinuousFeature, FeatureSpec, Side, VectorFeature
 
 # Values further out than this many standard deviations are moved there, so that one wild row cannot wreck a step.
 MAX_DEVIATION = 10.0
@@ -47,7 +47,7 @@ class DenseInputs(nn.Module):
         self.kept = tuple(feature for _, feature in kept)
         pieces = [feature for feature in spec.continuous for _ in range(feature.num_pieces)]
         vectors = [feature for feature in spec.vectors for _ in range(feature.dim)]
-        owners = [*self.kept, *self.kept, *pieces, *vectors]
+        owners: list[ContinuousFeature | VectorFeature] = [*self.kept, *self.kept, *pieces, *vectors]
         self.names = [feature.name for feature in owners]
         self._sides = [feature.side for feature in owners]
         self.num_columns = len(owners)

@@ -21,7 +21,7 @@ from tml.common.profiling import phase
 from tml.projects.light_ranker.calibration import Calibration
 from tml.projects.light_ranker.config import MlpConfig
 from tml.projects.light_ranker.data.batch import RankerBatch
-from tml.projects.light_ranker.features.spec import FeatureSpec, IdFeature, Side
+from tml.projects.light_ranker.features.spec import ContinuousFeature, FeatureSpec, IdFeature, Side
 from tml.projects.light_ranker.models.bins import Bins
 from tml.projects.light_ranker.models.inputs import DenseInputs
 from tml.projects.light_ranker.models.interactions import (
@@ -147,8 +147,8 @@ class RankerHead(nn.Module):
 
     def _outputs(self, parts: list[Tensor]) -> Tensor:
         """What hidden layers and linear part make of the input's parts: float32 `[B, heads]`, also under autocast."""
-        weight = torch.cat([head.weight for head in self.heads.values()])
-        bias = torch.cat([head.bias for head in self.heads.values()])
+        heads = [head for head in self.heads.values() if isinstance(head, nn.Linear)]
+        weight, bias = torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
         linear = [layer for layer in self.hidden if isinstance(layer, nn.Linear)]
         parameters = [(layer.weight, layer.bias) for layer in linear] + [(weight, bias)]
         if not self._has_dropout and dense_kernel.can_run(parts, parameters):
@@ -165,8 +165,9 @@ class RankerHead(nn.Module):
     def input_layout(self) -> list[InputPart]:
         """Whose each column of the input is, in order."""
         dim = self.embedding_dim
-        widths = [(f.name, f.side, dim) for f in (*self.slots.own, *self.slots.binned)]
-        widths += [(f.name, f.side, self.pretrained[f.name].embedding_dim) for f in self.slots.pretrained]
+        embedded: list[IdFeature | ContinuousFeature] = [*self.slots.own, *self.slots.binned]
+        widths: list[tuple[str, Side | str, int]] = [(f.name, f.side, dim) for f in embedded]
+        widths += [(f.name, f.side, _width_of(self.pretrained[f.name])) for f in self.slots.pretrained]
         sides = {feature.name: feature.side for feature in self.spec.features}
         widths += [(name, sides[name], 1) for name in self.inputs.names]
         if isinstance(self.interaction, DotProducts):
@@ -317,6 +318,11 @@ def _pretrained_table(feature: IdFeature, rows: Tensor) -> nn.Embedding:
     return nn.Embedding.from_pretrained(
         rows, freeze=not feature.trainable, sparse=feature.trainable and has_sparse_gradients()
     )
+
+
+def _width_of(table: nn.Module) -> int:
+    assert isinstance(table, nn.Embedding)
+    return table.embedding_dim
 
 
 def split_wide(first: Tensor, num_wide: int) -> tuple[Tensor, Tensor | None]:
