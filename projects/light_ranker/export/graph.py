@@ -369,7 +369,7 @@ class MlpSide(nn.Module):
 def _head(layer: nn.Module, hidden: Tensor) -> Tensor:
     """`[N]`: written as a product of one row with a matrix, for which ONNX Runtime has a routine of its own."""
     assert isinstance(layer, nn.Linear)
-    return nn.functional.linear(layer.weight, hidden).squeeze(0) + layer.bias
+    return torch.addmm(layer.bias, layer.weight, hidden.T).squeeze(0)
 
 
 def _stand_in(number: int, dim: int, kind: torch.dtype) -> Tensor:

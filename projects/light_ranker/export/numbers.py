@@ -130,8 +130,8 @@ class ByteNumbers(nn.Module):
         self.register_buffer("zero", torch.tensor(ZERO, dtype=torch.uint8))
         self.register_buffer("one", torch.tensor(HIGHEST, dtype=torch.uint8))
 
-    def forward(self, continuous: Tensor, vectors: Tensor) -> Tensor:
-        """The columns, uint8 `[B, 2 K + P + V]`."""
+    def forward(self, continuous: Tensor, vectors: Tensor) -> list[Tensor]:
+        """The columns, uint8 `[B, 2 K + P + V]` together."""
         others, parts = self.numbers.others(continuous, vectors), []
         if self.numbers.num_kept:
             values, missing = self.numbers.values(continuous)
@@ -139,4 +139,4 @@ class ByteNumbers(nn.Module):
             parts.append(torch.where(missing, self.one, self.zero))
         if others:
             parts.append(to_bytes(torch.cat(others, dim=1) * self.inverse))
-        return torch.cat(parts, dim=1) if parts else vectors
+        return parts

@@ -109,4 +109,5 @@ class ByteSide(nn.Module):
         rows = self.side.lookup(getattr(graph, TABLE, None), given)
         embedded = [] if rows is None else [rows.flatten(1)]
         others = [self.side.other_rows(graph, given, place).squeeze(1) for place in range(len(self.side.others))]
-        return SideColumns(None, [*embedded, *others], self.numbers(given.continuous, given.vectors))
+        numbers = self.numbers(given.continuous, given.vectors)
+        return SideColumns(None, [*embedded, *others, *numbers], given.continuous[:, :0])
