@@ -11,8 +11,8 @@ sums, ties do occur, and both float32 contestants must find the very same ranks:
 docs/evaluation.md.
 
 Plain torch is what one writes in an afternoon: a block of queries times all candidates, the known answers of each edge
-set to -inf, better and equal scores counted. Its block is as large as tml's. tml also finds raw ranks, AUC, recall and
-metrics by relation in that time.
+set to -inf, better and equal scores counted. Its block is as large as tml's, smaller where its scores would take too
+much memory. tml also finds raw ranks, AUC, recall and metrics by relation in that time.
 
 The interval is from edges and embeddings in memory to the metrics, the index of known edges included, the imports not;
 each measurement has a process of its own, whose peak memory is reported.
@@ -43,6 +43,8 @@ HITS = (1, 3, 10)
 # Metrics of both contestants.
 SHARED = ("filtered.mrr", "filtered.mr", *(f"filtered.hits@{k}" for k in HITS))
 _BLOCK = 512
+# Of a block of plain torch, which holds several tensors of their number: a quarter of a GiB each.
+_MOST_SCORES = 64 << 20
 
 
 def main() -> None:
@@ -121,6 +123,7 @@ def rank_plainly(edges: EdgeArrays, num_ranked: int, table: torch.Tensor, scorer
 
     ends = {"lhs": torch.from_numpy(edges.lhs), "rhs": torch.from_numpy(edges.rhs)}
     rel = torch.from_numpy(edges.rel)
+    block = max(1, min(_BLOCK, _MOST_SCORES // len(table)))
     ranks = []
     with torch.no_grad():
         for target, given in (("rhs", "lhs"), ("lhs", "rhs")):
@@ -130,8 +133,8 @@ def rank_plainly(edges: EdgeArrays, num_ranked: int, table: torch.Tensor, scorer
             ):
                 answers.setdefault(key, []).append(node)
             score = scorer.rhs_scores if target == "rhs" else scorer.lhs_scores
-            for start in range(0, num_ranked, _BLOCK):
-                part = slice(start, min(start + _BLOCK, num_ranked))
+            for start in range(0, num_ranked, block):
+                part = slice(start, min(start + block, num_ranked))
                 scores = score(scorer.operator(0), rel[part], table[ends[given][part]], table)
                 rows = torch.arange(len(scores))
                 own = scores[rows, ends[target][part]].clone()
