@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tml.common import native
+from tml.common.allocator import zeros_on_large_pages
 from tml.common.modules.table_layout import FusedKind, FusedOptimizerSpec
 from tml.common.native.compiler import compiled
 from tml.common.profiling import kernel, phase
@@ -52,10 +53,10 @@ class RowKernel(nn.Module):
         self._kind, self._eps, self._learning_rate = optimizer.kind, optimizer.eps, optimizer.learning_rate
         # Ids and places share a word there.
         self._library = compiled(SOURCE) if num_rows < 1 << 32 else None
-        self.register_buffer("weight", torch.zeros(num_rows, dim), persistent=False)
+        self.register_buffer("weight", zeros_on_large_pages(num_rows, dim), persistent=False)
         shapes = {"sgd": None, "adagrad": (num_rows, dim), "rowwise_adagrad": (num_rows,)}
         shape = shapes[optimizer.kind]
-        self.register_buffer("state", None if shape is None else torch.zeros(shape), persistent=False)
+        self.register_buffer("state", None if shape is None else zeros_on_large_pages(*shape), persistent=False)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the rate of every update from the next backward on."""
