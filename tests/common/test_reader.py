@@ -280,9 +280,9 @@ def test_memory_is_bounded_by_windows(tmp_path, monkeypatch, prefetch):
     most_alive = 0
     decode = ParquetReader._decode
 
-    def counted(self, epoch, window, first_row):
+    def counted(self, epoch, window, first_row, use_threads):
         nonlocal most_alive
-        found = decode(self, epoch, window, first_row)
+        found = decode(self, epoch, window, first_row, use_threads)
         assert window.num_rows < 20 + 10
         decoded.append(weakref.ref(next(iter(found.blocks.values()))))
         most_alive = max(most_alive, sum(array() is not None for array in decoded))
