@@ -8,7 +8,6 @@ import onnxruntime
 
 from tml.common.errors import DataError
 
-
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
