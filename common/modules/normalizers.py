@@ -157,7 +157,6 @@ class Normalizer(nn.Module):
             "limit": torch.where(is_max, 1.0, torch.inf).to(torch.float32),
             "is_log": torch.tensor([transform == "log_z_score" for transform in transforms], dtype=torch.bool),
         }
-        self._has_log, self._has_limit = bool(buffers["is_log"].any()), bool(is_max.any())
         for name, buffer in buffers.items():
             # Not part of a checkpoint: calibration is a phase of its own, kept as JSON.
             self.register_buffer(name, buffer, persistent=False)
@@ -178,13 +177,10 @@ class Normalizer(nn.Module):
             float32 values `[B, F]`, 0 where missing, and float32 `[B, F]` that is 1 where missing, else 0.
         """
         missing = torch.isnan(values)
-        x = values.to(torch.float32)
-        if self._has_log:
-            x = torch.where(self.is_log, signed_log(x), x)
-        x = (x - self.shift).mul_(self.scale)
-        if self._has_limit:
-            x.clamp_(-self.limit, self.limit)
-        return x.masked_fill_(missing, 0.0), missing.to(torch.float32)
+        x = torch.where(missing, 0.0, values.to(torch.float32))
+        x = torch.where(self.is_log, signed_log(x), x)
+        x = torch.minimum(torch.maximum((x - self.shift) * self.scale, -self.limit), self.limit)
+        return torch.where(missing, 0.0, x), missing.to(torch.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """The normaliser as plain JSON."""
@@ -287,7 +283,7 @@ class ZscoreNormalization(nn.Module):
 
 def signed_log(values: Tensor) -> Tensor:
     """`sign(x) log(1 + |x|)`, elementwise."""
-    return values.abs().log1p() * values.sign()
+    return torch.sign(values) * torch.log1p(values.abs())
 
 
 def _check_transforms(names: Sequence[str], transforms: Sequence[str]) -> None:
