@@ -53,7 +53,7 @@ def can_run(parts: Sequence[Tensor], layers: Sequence[tuple[Tensor, Tensor]]) ->
     """
     tensors = [*parts, *(weight for weight, _ in layers)]
     is_plain = all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
-    if not is_plain or len(parts[0]) == 0:
+    if not is_plain or len(parts[0]) == 0 or not all(part.is_contiguous() for layer in layers for part in layer):
         return False
     if torch.is_autocast_enabled("cpu") and (
         torch.get_autocast_dtype("cpu") != torch.bfloat16 or torch.cpu.get_capabilities().get("amx_bf16")

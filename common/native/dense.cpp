@@ -12,7 +12,6 @@
 
 #include <omp.h>
 
-#include <memory>
 #include <vector>
 
 #include "products.h"

@@ -138,6 +138,8 @@ def test_it_runs_where_it_is_right_and_best(monkeypatch):
     assert dense_kernel.can_run(parts, weights)
     assert not dense_kernel.can_run([part.double() for part in parts], weights)
     assert not dense_kernel.can_run([part[:0] for part in parts], weights)
+    turned = [(weight.t().contiguous().t(), bias) for weight, bias in weights]
+    assert not dense_kernel.can_run(parts, turned)
     with torch.autocast("cpu", torch.float16):
         assert not dense_kernel.can_run(parts, weights)
     with torch.autocast("cpu", torch.bfloat16):
