@@ -3,12 +3,12 @@
 `parquet_reader` reads files, `flight` reads through another machine that decodes them.
 """
 
+from tml.common.reader.column_blocks import joined_columns
 from tml.common.reader.parquet_reader import (
     DEFAULT_SHUFFLE_WINDOW_ROWS,
     ParquetReader,
     RowBatch,
     check_shares,
-    joined_columns,
 )
 
 __all__ = ["DEFAULT_SHUFFLE_WINDOW_ROWS", "ParquetReader", "RowBatch", "check_shares", "joined_columns"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -22,16 +21,13 @@ import pyarrow as pa
 
 from tml.common.batch import Cursor
 from tml.common.errors import CheckpointError, ConfigError, DataError
+from tml.common.reader.column_blocks import Blocks, Columns, columns_of, empty_blocks, joined_columns
 from tml.common.reader.order import EpochOrder, Segment, Window, cut_segments
 from tml.common.reader.parquet_file import ParquetDataFile, numpy_dtype, open_data_file
 from tml.ml_logging import get_logger
 
 _FOOTER_THREADS = 8
 DEFAULT_SHUFFLE_WINDOW_ROWS = 1_000_000
-
-Columns = dict[str, np.ndarray]
-# The columns of each type, `[rows, columns of the type]`.
-_Blocks = dict[np.dtype, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,8 +215,8 @@ class ParquetReader:
     def _decode(self, epoch: int, window: Window, first_row: int, use_threads: bool) -> _DecodedWindow:
         """A window, and this rank's rows of it; `first_row` is where the epoch's first batch begins."""
         rows = self._own_rows(epoch, window, first_row)
-        blocks = _blocks(self._dtypes, window.num_rows)
-        unshuffled = _columns_of(self._dtypes, blocks)
+        blocks = empty_blocks(self._dtypes, window.num_rows)
+        unshuffled = columns_of(self._dtypes, blocks)
         for file, placed in _by_file(window).items():
             with self._files[file].open(self.columns, use_threads) as opened:
                 for start, segment in placed:
@@ -263,7 +259,7 @@ class _DecodedWindow:
     Rows are put in order when they are taken: done for the whole window at once, the first batch would wait for it.
     """
 
-    blocks: _Blocks
+    blocks: Blocks
     rows: np.ndarray
 
 
@@ -277,7 +273,7 @@ class _RowStream:
         self._used, self._size = 0, 0
 
     def take(self, num_rows: int) -> Columns:
-        taken = _blocks(self._dtypes, num_rows)
+        taken = empty_blocks(self._dtypes, num_rows)
         filled = 0
         while filled < num_rows:
             if self._used == self._size:
@@ -288,39 +284,12 @@ class _RowStream:
             for dtype, block in taken.items():
                 np.take(self._current.blocks[dtype], rows, axis=0, out=block[filled : filled + num], mode="clip")
             filled, self._used = filled + num, self._used + num
-        return _columns_of(self._dtypes, taken)
+        return columns_of(self._dtypes, taken)
 
     def _next_window(self) -> None:
         self._current = None  # let go before the next one comes
         self._current = next(self._windows)
         self._used, self._size = 0, len(self._current.rows)
-
-
-def _blocks(dtypes: Mapping[str, np.dtype], num_rows: int) -> _Blocks:
-    """Room for the columns of each type, side by side in the order of `dtypes`."""
-    return {dtype: np.empty((num_rows, num), dtype) for dtype, num in Counter(dtypes.values()).items()}
-
-
-def _columns_of(dtypes: Mapping[str, np.dtype], blocks: _Blocks) -> Columns:
-    places = {dtype: count() for dtype in blocks}
-    return {name: blocks[dtype][:, next(places[dtype])] for name, dtype in dtypes.items()}
-
-
-def joined_columns(
-    columns: Mapping[str, np.ndarray], names: Sequence[str], dtype: np.dtype, num_rows: int
-) -> np.ndarray:
-    """Some columns side by side `[num_rows, len(names)]`, without a copy where they are neighbours in one array."""
-    if not names:
-        return np.empty((num_rows, 0), dtype)
-    chosen = [columns[name] for name in names]
-    block = chosen[0].base
-    # A slice of a column has the same base and begins elsewhere: it is copied.
-    if block is not None and block.ndim == 2 and all(c.base is block and len(c) == len(block) for c in chosen):
-        start, step = block.__array_interface__["data"][0], block.itemsize
-        places = [(column.__array_interface__["data"][0] - start) // step for column in chosen]
-        if block.dtype == dtype and places == list(range(places[0], places[0] + len(places))):
-            return block[:, places[0] : places[0] + len(places)]
-    return np.stack(chosen, axis=1).astype(dtype, copy=False)
 
 
 def _prefetched(jobs: Iterator[Callable[[], _DecodedWindow]]) -> Generator[_DecodedWindow, None, None]:
