@@ -6,9 +6,10 @@
 from tml.common.reader.column_blocks import joined_columns
 from tml.common.reader.parquet_reader import (
     DEFAULT_SHUFFLE_WINDOW_ROWS,
+    Check,
     ParquetReader,
     RowBatch,
     check_shares,
 )
 
-__all__ = ["DEFAULT_SHUFFLE_WINDOW_ROWS", "ParquetReader", "RowBatch", "check_shares", "joined_columns"]
+__all__ = ["DEFAULT_SHUFFLE_WINDOW_ROWS", "Check", "ParquetReader", "RowBatch", "check_shares", "joined_columns"]

@@ -88,9 +88,8 @@ class OpenParquetFile:
         self._columns = columns
         self._use_threads = use_threads
 
-    def read_into(self, out: Mapping[str, np.ndarray], row_group: int, start: int, stop: int) -> None:
-        """Decodes rows `[start, stop)` of a row group into `out`, arrays of `stop - start` items, widening where need
-        be.
+    def read(self, row_group: int, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Decodes rows `[start, stop)` of a row group, widening where need be: `[stop - start]` of each column.
 
         Raises:
             DataError: the bytes cannot be decoded, or a column holds a null.
@@ -101,14 +100,14 @@ class OpenParquetFile:
             ).slice(start, stop - start)
         if table.num_rows != stop - start:
             raise _corrupt(self._path, f"row group {row_group}", f"{table.num_rows} of {stop - start} rows")
-        for name in self._columns:
-            column = table.column(name)
-            if column.null_count:
-                raise _nulls(self._path, name, row_group, column.null_count)
-            filled = 0
-            for chunk in column.chunks:
-                out[name][filled : filled + len(chunk)] = chunk.to_numpy(zero_copy_only=False)
-                filled += len(chunk)
+        return {name: self._values(table.column(name), name, row_group) for name in self._columns}
+
+    def _values(self, column: pa.ChunkedArray, name: str, row_group: int) -> np.ndarray:
+        if column.null_count:
+            raise _nulls(self._path, name, row_group, column.null_count)
+        chunks = [chunk.to_numpy(zero_copy_only=False) for chunk in column.chunks]
+        values = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+        return values.astype(numpy_dtype(self._columns[name]), copy=False)
 
 
 def open_data_file(path: str, columns: Mapping[str, pa.DataType]) -> ParquetDataFile:

@@ -29,6 +29,9 @@ from tml.ml_logging import get_logger
 _FOOTER_THREADS = 8
 DEFAULT_SHUFFLE_WINDOW_ROWS = 1_000_000
 
+# Refuses columns by an error; the function turns an index into them into "file, row N".
+Check = Callable[[Columns, Callable[[int], str]], None]
+
 
 @dataclass(frozen=True, eq=False)
 class RowBatch:
@@ -87,11 +90,12 @@ class ParquetReader:
         limit: rows used after them; None uses the rest.
         prefetch: False decodes in the caller's thread.
         use_threads: True lets pyarrow decode columns in parallel.
+        check: called with the columns of every piece of a file as it is decoded, in the thread that decodes.
 
     Raises:
         ConfigError: an argument is out of range.
         DataError: a file is missing, corrupt or has the wrong columns, or no row is left. While iterating: a file has
-            changed or vanished, cannot be decoded, or holds nulls.
+            changed or vanished, cannot be decoded, holds nulls, or is refused by `check`.
     """
 
     def __init__(
@@ -110,6 +114,7 @@ class ParquetReader:
         limit: int | None = None,
         prefetch: bool = True,
         use_threads: bool = False,
+        check: Check | None = None,
     ) -> None:
         _check_at_least(0, seed=seed, offset=offset)
         _check_at_least(1, global_batch_size=global_batch_size, shuffle_window_rows=shuffle_window_rows)
@@ -119,7 +124,7 @@ class ParquetReader:
         self.columns = dict(columns)
         self._dtypes = {name: numpy_dtype(kind) for name, kind in columns.items()}
         self._offset, self._limit = offset, limit
-        self._prefetch, self._use_threads = prefetch, use_threads
+        self._prefetch, self._use_threads, self._check = prefetch, use_threads, check
         self._files = _open_files(files, self.columns)
         segments = cut_segments([file.row_group_rows for file in self._files], offset, limit)
         self._order = EpochOrder(segments, seed=seed, shuffle=shuffle, window_rows=shuffle_window_rows)
@@ -171,11 +176,6 @@ class ParquetReader:
         file, row = self._order.locate(epoch, position)
         return self._files[file].path, row
 
-    def place(self, rows: RowBatch, index: int) -> str:
-        """The file and row of one of a batch's rows, in words."""
-        file, row = self.locate(rows.epoch, rows.first_row + index)
-        return f"{file}, row {row}"
-
     def __iter__(self) -> Iterator[RowBatch]:
         jobs = self._decode_jobs(self._start)
         with closing(_prefetched(jobs) if self._prefetch else _one_by_one(jobs)) as windows:
@@ -220,8 +220,11 @@ class ParquetReader:
         for file, placed in _by_file(window).items():
             with self._files[file].open(self.columns, use_threads) as opened:
                 for start, segment in placed:
-                    out = {name: array[start : start + segment.num_rows] for name, array in unshuffled.items()}
-                    opened.read_into(out, segment.row_group, segment.start, segment.stop)
+                    columns = opened.read(segment.row_group, segment.start, segment.stop)
+                    if self._check is not None:
+                        self._check(columns, partial(_place, self._files[file].path, segment.file_row + segment.start))
+                    for name, values in columns.items():
+                        unshuffled[name][start : start + segment.num_rows] = values
         return _DecodedWindow(blocks, rows)
 
     def _own_rows(self, epoch: int, window: Window, first_row: int) -> np.ndarray:
@@ -309,6 +312,10 @@ def _one_by_one(jobs: Iterator[Callable[[], _DecodedWindow]]) -> Generator[_Deco
 
 def _first(jobs: Iterator[Callable[[], _DecodedWindow]]) -> list[Callable[[], _DecodedWindow]]:
     return [job for job in [next(jobs, None)] if job is not None]
+
+
+def _place(path: str, first_row: int, index: int) -> str:
+    return f"{path}, row {first_row + index}"
 
 
 def _by_file(window: Window) -> dict[int, list[tuple[int, Segment]]]:

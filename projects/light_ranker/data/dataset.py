@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -15,11 +14,11 @@ import torch
 from torch import Tensor
 
 from tml.common.batch import Cursor
-from tml.common.errors import DataError
 from tml.common.filesystem import glob_files
 from tml.common.reader import DEFAULT_SHUFFLE_WINDOW_ROWS, ParquetReader, RowBatch, check_shares
 from tml.projects.light_ranker.config import DataConfig, TrainDataConfig
 from tml.projects.light_ranker.data.batch import RankerBatch
+from tml.projects.light_ranker.data.column_check import column_check
 from tml.projects.light_ranker.features.spec import FeatureSpec
 from tml.projects.light_ranker.models.tables import BatchIds
 
@@ -102,7 +101,6 @@ class RankerDataset:
 
     def _batch(self, rows: RowBatch) -> RankerBatch:
         arrays = self._columns.arrays(rows)
-        self._columns.check(arrays, partial(self._reader.place, rows))
         num_examples = rows.global_num_rows
         if self._keep_rate < 1.0:
             positions = np.arange(rows.global_first_row, rows.global_first_row + rows.global_num_rows)
@@ -154,18 +152,16 @@ def open_reader(config: DataConfig, spec: FeatureSpec, share: Share) -> ParquetR
         num_epochs=None if training else 1,
         offset=config.offset,
         limit=config.limit,
+        check=column_check(spec),
     )
 
 
 def count_rows(config: DataConfig, spec: FeatureSpec) -> int:
     """The rows of a section, every one of them checked; errors as `RankerDataset`."""
     plain = DataConfig(data_root=config.data_root, offset=config.offset, limit=config.limit)
-    reader, columns = open_reader(plain, spec, Share(_READ_ROWS)), _Columns(spec)
-    for rows in reader:
-        columns.check(
-            columns.arrays(rows),
-            partial(reader.place, rows),
-        )
+    reader = open_reader(plain, spec, Share(_READ_ROWS))
+    for _ in reader:
+        pass
     return reader.num_rows
 
 
@@ -209,7 +205,7 @@ class _Arrays:
 
 
 class _Columns:
-    """Joins the columns of a spec into arrays, and knows what each may hold."""
+    """Joins the columns of a spec into arrays."""
 
     def __init__(self, spec: FeatureSpec) -> None:
         self._spec = spec
@@ -219,10 +215,6 @@ class _Columns:
         self._continuous = [name for feature in spec.continuous for name in feature.columns()]
         self._vectors = [name for feature in spec.vectors for name in feature.columns()]
         self._labels = [f"y.{label.name}" for label in spec.labels]
-        self._rows = np.array([feature.num_rows for feature in spec.ids for _ in range(feature.num_slots)], np.int64)
-        # The first slot of a feature always holds an id; the others may be padding.
-        self._least = np.array([-1 if k else 0 for f in spec.ids for k in range(f.num_slots)], np.int64)
-        self._most = np.array([1.0 if label.kind == "binary" else np.inf for label in spec.labels])
 
     def arrays(self, rows: RowBatch) -> _Arrays:
         float32 = np.dtype(np.float32)
@@ -234,44 +226,3 @@ class _Columns:
             weight=rows.columns["w"],
             group=rows.columns["group"] if self._spec.has_group else np.zeros(rows.num_rows, np.int64),
         )
-
-    def check(self, arrays: _Arrays, locate: object) -> None:
-        """Raise `DataError` of the first value that may not be; the common case is a few passes over the batch."""
-        if not len(arrays.weight):
-            return
-        self._check_ids(arrays.ids, locate)
-        _refuse(np.isinf(arrays.continuous), arrays.continuous, self._continuous, "a finite number or NaN", locate)
-        _refuse(~np.isfinite(arrays.vectors), arrays.vectors, self._vectors, "a finite number", locate)
-        self._check_labels(arrays.labels, locate)
-        bad = ~(np.isfinite(arrays.weight) & (arrays.weight >= 0))[:, None]
-        _refuse(bad, arrays.weight[:, None], ["w"], "a finite weight of 0 or more", locate)
-
-    def _check_ids(self, ids: np.ndarray, locate: object) -> None:
-        if not ids.shape[1] or ((ids.min(0) >= self._least).all() and (ids.max(0) < self._rows).all()):
-            return
-        bad = (ids < self._least) | (ids >= self._rows)
-        column = int(np.argwhere(bad)[0][1])
-        limit = f"{self._least[column]} <= id < {self._rows[column]}, the rows of its table"
-        _refuse(bad, ids, self._ids, limit, locate)
-
-    def _check_labels(self, labels: np.ndarray, locate: object) -> None:
-        good = np.isfinite(labels) & (labels >= 0)
-        binary = self._most == 1.0
-        good[:, binary] &= (labels[:, binary] == 0) | (labels[:, binary] == 1)
-        if good.all():
-            return
-        column = int(np.argwhere(~good)[0][1])
-        _refuse(~good, labels, self._labels, "0 or 1" if binary[column] else "a finite number of 0 or more", locate)
-
-
-def _refuse(bad: np.ndarray, values: np.ndarray, names: list[str], limit: str, locate: object) -> None:
-    if not bad.any():
-        return
-    row, column = np.argwhere(bad)[0]
-    raise DataError(
-        "a value is out of range",
-        where=f"{locate(int(row))}, column {names[column]}",  # type: ignore[operator]
-        value=values[row, column].item(),
-        limit=limit,
-        fix="prepare the data again with the features of this run",
-    )

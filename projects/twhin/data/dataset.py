@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+import numpy as np
 import pyarrow as pa
 
 from tml.common.batch import Cursor
@@ -14,7 +15,7 @@ from tml.common.modules.table_layout import TableLayout
 from tml.common.reader import ParquetReader, RowBatch, check_shares
 from tml.projects.twhin.config import EdgesConfig, TrainDataConfig
 from tml.projects.twhin.data.chunks import ChunkAssembler, ChunkedEdges, ChunkShape
-from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema, concatenate
+from tml.projects.twhin.data.edges import EdgeArrays, EdgeSchema, Locate, concatenate
 
 EDGE_COLUMNS = {"lhs": pa.int64(), "rel": pa.int64(), "rhs": pa.int64()}
 
@@ -57,7 +58,6 @@ class EdgesDataset:
         self._block_size = batch_size // self._num_blocks
         self._blocks_of_rank = self._num_blocks // num_ranks
         self._first_block = rank * self._blocks_of_rank
-        self._schema = schema
         self._reader = ParquetReader(
             edge_files(config.data_root),
             EDGE_COLUMNS,
@@ -71,6 +71,7 @@ class EdgesDataset:
             use_threads=True,
             offset=config.offset,
             limit=config.limit,
+            check=partial(_check, schema),
         )
         self._assembler = ChunkAssembler(schema, layout, chunk_shape(config), seed, weights, pad=num_ranks > 1)
 
@@ -98,7 +99,6 @@ class EdgesDataset:
 
     def _batch(self, rows: RowBatch) -> ChunkedEdges:
         edges = EdgeArrays(**rows.columns)
-        self._schema.check(edges, partial(self._reader.place, rows))
         # A block is numbered by the place of its first row in the run, so that its negatives do not depend on how
         # far the run has been resumed.
         first_row = rows.epoch * self._reader.num_rows + rows.global_first_row + self._first_block * self._block_size
@@ -135,12 +135,10 @@ def edge_blocks(config: EdgesConfig, schema: EdgeSchema | None = None) -> Iterat
         shuffle=False,
         offset=config.offset,
         limit=config.limit,
+        check=None if schema is None else partial(_check, schema),
     )
     for rows in reader:
-        edges = EdgeArrays(**rows.columns)
-        if schema is not None:
-            schema.check(edges, partial(reader.place, rows))
-        yield edges
+        yield EdgeArrays(**rows.columns)
 
 
 def read_edges(config: EdgesConfig, schema: EdgeSchema) -> EdgeArrays:
@@ -166,3 +164,7 @@ def num_blocks(config: TrainDataConfig, batch_size: int, num_ranks: int) -> int:
             fix=f"set assembly_blocks to {num_ranks}, or to 1 for a block of each rank",
         )
     return blocks
+
+
+def _check(schema: EdgeSchema, columns: dict[str, np.ndarray], locate: Locate) -> None:
+    schema.check(EdgeArrays(**columns), locate)
