@@ -89,7 +89,7 @@ class Objective(nn.Module):
     def _loss(self, predictions: dict[str, Tensor], batch: RankerBatch) -> Tensor:
         logits, labels = predictions["click"], batch.labels[:, self._click]
         share = batch.weight * (self._num_ranks / self._global_sum(batch.weight))
-        loss = self.config.alpha * (F.binary_cross_entropy_with_logits(logits, labels, reduction="none") * share).sum()
+        loss = self.config.alpha * F.binary_cross_entropy_with_logits(logits, labels, share, reduction="sum")
         if self._watch_time is not None:
             target = batch.labels[:, self._watch_time]
             target = target.log1p() if self.config.watch_time_loss == "log1p_mse" else target
