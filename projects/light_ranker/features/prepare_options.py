@@ -26,8 +26,8 @@ class PrepareOptions:
         file_keep_rate: share of the `train` files.
         seed: of all draws.
         row_group_size: rows of a row group of the output.
-        compression: of the output: zstd or none.
-        memory_limit: of the database that adds up vocabularies; beyond it the disk is used.
+        compression: of the output: lz4 (read in half the time), zstd (a fifth smaller) or none.
+        memory_limit: of the database that adds up vocabularies and target tables; beyond it the disk is used.
     """
 
     features: str
@@ -38,8 +38,8 @@ class PrepareOptions:
     keep_rate: float = 1.0
     file_keep_rate: float = 1.0
     seed: int = 0
-    row_group_size: int = 100_000
-    compression: Literal["zstd", "none"] = "zstd"
+    row_group_size: int = 50_000
+    compression: Literal["lz4", "zstd", "none"] = "lz4"
     memory_limit: str = "2GB"
 
     def __post_init__(self) -> None:
@@ -48,7 +48,7 @@ class PrepareOptions:
         _require(0 < self.keep_rate <= 1, "--keep-rate", self.keep_rate, "above 0, up to 1")
         _require(0 < self.file_keep_rate <= 1, "--file-keep-rate", self.file_keep_rate, "above 0, up to 1")
         _require(self.row_group_size >= 1, "--row-group-size", self.row_group_size, "at least 1")
-        _require(self.compression in ("zstd", "none"), "--compression", self.compression, "zstd or none")
+        _require(self.compression in ("lz4", "zstd", "none"), "--compression", self.compression, "lz4, zstd or none")
         shares = self.split_fractions
         if shares is None:
             _require(self.split_time is None, "--split-time", self.split_time, "together with --split-fractions")
