@@ -30,16 +30,15 @@ class _Allowed:
 
 
 def _allowed_values(spec: FeatureSpec) -> dict[str, _Allowed]:
-    finite = _Allowed(np.isfinite, "a finite number")
     allowed = {}
     for feature in spec.ids:
         for slot, name in enumerate(feature.columns()):
             # The first slot of a feature always holds an id; the others may be padding.
             allowed[name] = _ids_from(-1 if slot else 0, feature.num_rows)
-    for feature in spec.continuous:
-        allowed |= dict.fromkeys(feature.columns(), _Allowed(_is_not_infinite, "a finite number or NaN"))
-    for feature in spec.vectors:
-        allowed |= dict.fromkeys(feature.columns(), finite)
+    finite = _Allowed(np.isfinite, "a finite number")
+    finite_or_nan = _Allowed(lambda values: ~np.isinf(values), "a finite number or NaN")
+    allowed |= {name: finite_or_nan for one in spec.continuous for name in one.columns()}
+    allowed |= {name: finite for one in spec.vectors for name in one.columns()}
     binary = _Allowed(lambda values: (values == 0) | (values == 1), "0 or 1")
     nonnegative = _Allowed(lambda values: np.isfinite(values) & (values >= 0), "a finite number of 0 or more")
     allowed |= {f"y.{label.name}": binary if label.kind == "binary" else nonnegative for label in spec.labels}
@@ -49,10 +48,6 @@ def _allowed_values(spec: FeatureSpec) -> dict[str, _Allowed]:
 def _ids_from(least: int, num_rows: int) -> _Allowed:
     limit = f"{least} <= id < {num_rows}, the rows of its table"
     return _Allowed(lambda ids: (ids >= least) & (ids < num_rows), limit)
-
-
-def _is_not_infinite(values: np.ndarray) -> np.ndarray:
-    return ~np.isinf(values)
 
 
 def _refuse_bad_values(
