@@ -27,8 +27,15 @@ from tml.projects.light_ranker.export.onnx_file import record_graph, save_graph,
 from tml.projects.light_ranker.export.quantize import byte_graph
 from tml.projects.light_ranker.export.rows import CheckRows, made_up_rows, read_rows
 from tml.projects.light_ranker.export.tables import attach_tables, write_byte_tables, write_float_tables
-from tml.projects.light_ranker.features.config import AnyFeature, CategoricalConfig, ContinuousConfig, IdsConfig
-from tml.projects.light_ranker.features.encoder import ENCODER_FILES, VOCAB_FOLDER, Encoder
+from tml.projects.light_ranker.features.config import FeatureConfig
+from tml.projects.light_ranker.features.encoder import ENCODER_FILES, TARGETS_FOLDER, VOCAB_FOLDER, Encoder
+from tml.projects.light_ranker.features.kinds import (
+    AnyFeature,
+    CategoricalConfig,
+    ContinuousConfig,
+    IdsConfig,
+    TargetEncodingConfig,
+)
 from tml.projects.light_ranker.models.build import Ranker
 from tml.projects.light_ranker.models.mlp import MlpRanker
 from tml.projects.light_ranker.models.objective import label_place
@@ -81,7 +88,7 @@ def export_ranker(
     Args:
         model: trained; all of it on this process and on the CPU.
         out_dir: where; an exported ranker that lies there stays untouched until the new one is complete.
-        features_dir: folder with `encoding.json`, `features.yaml` and `vocab/`, which are copied.
+        features_dir: folder with `encoding.json`, `features.yaml`, `vocab/` and `targets/`, which are copied.
         isotonic: points of the probability's calibration, `{"click": {"x": [...], "y": [...]}}`.
         settings: the `export` section.
         facts: what only the run knows, JSON-able: metrics, config, step, ...
@@ -127,7 +134,7 @@ def export_ranker(
             folder,
             Signature(
                 described,
-                tuple(_feature_info(feature) for feature in encoder.config.features),
+                tuple(info for feature in encoder.config.features for info in _feature_info(feature, encoder.config)),
                 _calibration(model, isotonic),
                 without_nan(result),
                 {name: file_info(folder / name) for name in files_below(folder)},
@@ -198,7 +205,21 @@ def _made_up(model: Ranker) -> CheckRows:
     return made_up_rows(model.spec, values)
 
 
-def _feature_info(feature: AnyFeature) -> FeatureInfo:
+def _feature_info(feature: AnyFeature, config: FeatureConfig) -> list[FeatureInfo]:
+    """What a caller may pass for a feature: one column, or one for each key."""
+    if isinstance(feature, TargetEncodingConfig):
+        return [
+            FeatureInfo(
+                name=feature.name,
+                column=key,
+                side=config.key_side(feature, key),
+                kind="key",
+                dtype="int64" if kind == "int" else "string",
+                default="a value of its own",
+                vocabulary=f"{TARGETS_FOLDER}/{feature.name}.parquet",
+            )
+            for key, kind in zip(feature.keys, feature.types, strict=True)
+        ]
     name, column, size = str(feature.name), feature.source, 1
     if isinstance(feature, CategoricalConfig | IdsConfig):
         kind, dtype = "id", "int64" if feature.type == "int" else "string"
@@ -207,11 +228,11 @@ def _feature_info(feature: AnyFeature) -> FeatureInfo:
         by_hash = feature.hashed is not None or feature.identity is not None
         vocabulary = None if by_hash else f"{VOCAB_FOLDER}/{name}.parquet"
         default = "an embedding learnt for missing values" if feature.default is None else feature.default
-        return FeatureInfo(name, column, feature.side, kind, dtype, default, size, vocabulary)
+        return [FeatureInfo(name, column, feature.side, kind, dtype, default, size, vocabulary)]
     if isinstance(feature, ContinuousConfig):
         default = "the mean, marked as missing" if feature.default is None else feature.default
-        return FeatureInfo(name, column, feature.side, "continuous", "float32", default)
-    return FeatureInfo(name, column, feature.side, "vector", "list<float32>", feature.default, feature.dim)
+        return [FeatureInfo(name, column, feature.side, "continuous", "float32", default)]
+    return [FeatureInfo(name, column, feature.side, "vector", "list<float32>", feature.default, feature.dim)]
 
 
 def _calibration(model: Ranker, isotonic: Points | None) -> dict[str, Any]:

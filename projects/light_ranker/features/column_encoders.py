@@ -11,15 +11,9 @@ import pyarrow.compute as pc
 
 from tml.common.errors import DataError
 from tml.projects.light_ranker.features import raw_columns
-from tml.projects.light_ranker.features.config import (
-    BadValuesConfig,
-    CategoricalConfig,
-    ContinuousConfig,
-    IdsConfig,
-    Value,
-    VectorConfig,
-)
+from tml.projects.light_ranker.features.config import BadValuesConfig
 from tml.projects.light_ranker.features.faults import RowFaults
+from tml.projects.light_ranker.features.kinds import CategoricalConfig, ContinuousConfig, IdsConfig, Value, VectorConfig
 from tml.projects.light_ranker.features.lookup import IdentityLookup, Lookup, find_rows
 from tml.projects.light_ranker.features.raw_columns import Ids, Raw, ValueType
 from tml.projects.light_ranker.features.spec import MISSING, PADDING

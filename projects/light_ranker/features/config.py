@@ -1,4 +1,5 @@
-"""features.yaml: which columns of a table are features, labels, weight and group, and what happens to odd values.
+"""features.yaml: which columns are features (of which kinds, says `kinds`), labels, weight and group, and what happens
+to odd values.
 
     features:
       - {name: user_id, kind: categorical, side: user, vocabulary: {min_count: 2}}
@@ -6,6 +7,7 @@
       - {name: topics, kind: ids, side: candidate, max_length: 5, pooling: mean}
       - {name: age, kind: continuous, side: user, discretizer: {kind: percentile}}
       - {name: image, kind: vector, side: candidate, dim: 64}
+      - {name: author_rate, kind: target_encoding, side: candidate, keys: [author, country], label: click}
     labels:
       - {name: click, kind: binary}
       - {name: watch_time, kind: nonnegative, column: play_time_ms, scale: 0.001}
@@ -16,24 +18,13 @@ Every regular expression has to match the whole name or value.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from tml.core.config.base_config import BaseConfig
-from tml.projects.light_ranker.features.spec import (
-    BinEncoding,
-    DiscretizerKind,
-    LabelKind,
-    Pooling,
-    Side,
-    Transform,
-)
-
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^/\\\x00-\x1f]+$")]
-Column = Annotated[str, Field(min_length=1)]
-Value = str | int | float | bool
-IdType = Literal["auto", "int", "string"]
+from tml.projects.light_ranker.features.kinds import AnyFeature, Column, Name, Regex, TargetEncodingConfig, Value
+from tml.projects.light_ranker.features.spec import LabelKind, Side
 
 # The weights that Earlybird's record weight already holds, by the last part of the engagement's name.
 EARLYBIRD_WEIGHTS = {
@@ -46,161 +37,6 @@ EARLYBIRD_WEIGHTS = {
     "is_retweeted": 1.0,
     "is_video_playback_50": 0.01,
 }
-
-
-def _regex(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"no regular expression: {error}") from None
-    return pattern
-
-
-Regex = Annotated[str, Field(min_length=1), AfterValidator(_regex)]
-
-
-class VocabularyConfig(BaseConfig):
-    """Every value seen often enough in the training rows gets a row of its own."""
-
-    max_size: int | None = Field(default=None, ge=1, lt=2**40, description="Keep the most frequent values only.")
-    min_count: int = Field(default=1, ge=1, description="Values seen in fewer training rows count as unknown.")
-
-
-class HashedConfig(BaseConfig):
-    """A value's row is its hash: no vocabulary, and values may share a row."""
-
-    num_buckets: int = Field(ge=1, lt=2**40, description="Number of rows that values are spread over.")
-
-
-class IdentityConfig(BaseConfig):
-    """Values are row numbers already."""
-
-    num_ids: int = Field(ge=1, lt=2**40, description="Values are integers from 0 to num_ids - 1.")
-
-
-class PretrainedConfig(BaseConfig):
-    """Values are ids of a table that `tml twhin export` wrote; its embeddings are used."""
-
-    folder: str = Field(min_length=1, description="The exported model's folder.")
-    table: str = Field(min_length=1, description="Name of the table in it, such as user.")
-    trainable: bool = Field(default=False, description="Fine-tune the embeddings, or keep them as they are.")
-
-
-class _BaseFeature(BaseConfig):
-    """What features of all kinds have."""
-
-    one_of: ClassVar[tuple[tuple[str, ...], ...]] = (("name", "match"),)
-
-    name: Name | None = Field(default=None, description="Name of the feature.")
-    match: Regex | None = Field(
-        default=None, description="Instead of a name: stands for all columns whose name matches, each a feature."
-    )
-    column: Column | None = Field(default=None, description="Column of the table; by default the feature's name.")
-    side: Side = Field(description="user: the same for all candidates of a request; candidate: differs among them.")
-    missing_values: list[Value] = Field(
-        default_factory=list, description="Values that stand for a missing one, such as -1 or 'unknown'."
-    )
-
-    @model_validator(mode="after")
-    def _match_has_no_column(self) -> Self:
-        if self.match is not None and self.column is not None:
-            raise ValueError("column goes with a name, not with match: a matching column is its own name")
-        return self
-
-    @property
-    def source(self) -> str:
-        """The column that holds it."""
-        return self.column or self.name or ""
-
-
-class _IdConfig(_BaseFeature):
-    """What single-valued and multi-valued ids have."""
-
-    at_most_one_of: ClassVar[tuple[tuple[str, ...], ...]] = (("vocabulary", "hashed", "identity", "pretrained"),)
-
-    vocabulary: VocabularyConfig | None = Field(default=None, description="The default, of all values.")
-    hashed: HashedConfig | None = Field(default=None, description="Instead of a vocabulary.")
-    identity: IdentityConfig | None = Field(default=None, description="Instead of a vocabulary.")
-    pretrained: PretrainedConfig | None = Field(default=None, description="Instead of a vocabulary.")
-    type: IdType = Field(default="auto", description="Of the values; auto: as in the table, and string in text files.")
-    default: Value | None = Field(default=None, description="Value in place of a missing one; null keeps it missing.")
-
-    @model_validator(mode="after")
-    def _identity_is_of_integers(self) -> Self:
-        if self.identity is not None and self.type == "string":
-            raise ValueError("identity ids are integers, not strings")
-        return self
-
-
-class CategoricalConfig(_IdConfig):
-    """One id per row."""
-
-    kind: Literal["categorical"] = Field(description="One id.")
-
-
-class IdsConfig(_IdConfig):
-    """A list of ids per row."""
-
-    kind: Literal["ids"] = Field(description="A list of ids.")
-    max_length: int = Field(ge=1, le=1000, description="Ids beyond are cut off, and counted.")
-    pooling: Pooling = Field(default="mean", description="How the embeddings of a list become one.")
-    separator: str | None = Field(
-        default=None, min_length=1, description="Splits a text column into ids, such as '|'; needed in text files."
-    )
-
-
-class DiscretizerConfig(BaseConfig):
-    """Bins of a continuous feature, fitted in the calibration phase."""
-
-    kind: DiscretizerKind = Field(description="percentile (equal mass), its hashed forms, or mdlp (supervised).")
-    num_bins: int = Field(default=20, ge=1, le=100_000, description="Number of bins.")
-    output_bits: int = Field(default=22, ge=1, le=40, description="Hashed kinds spread over 2**output_bits ids.")
-    encoding: BinEncoding = Field(
-        default="embedding",
-        description="How bins enter an mlp. embedding: a row for each bin. piecewise_linear: num_bins numbers, each "
-        "the share of its bin below the value, so that neighbouring values stay alike. lolly_lr takes ids always.",
-    )
-
-    @model_validator(mode="after")
-    def _numbers_have_no_hash(self) -> Self:
-        if self.encoding == "piecewise_linear" and self.kind in ("hashed_percentile", "hashing"):
-            raise ValueError(f"a piecewise-linear encoding hashes nothing: kind percentile or mdlp, not {self.kind}")
-        return self
-
-
-class ContinuousConfig(_BaseFeature):
-    """A number per row."""
-
-    kind: Literal["continuous"] = Field(description="A number.")
-    transform: Transform = Field(
-        default="log_z_score", description="Of the value that enters the network; fitted in the calibration phase."
-    )
-    discretizer: DiscretizerConfig | None = Field(default=None, description="Its bins enter too.")
-    keep_value: bool = Field(default=True, description="false: its bins enter alone.")
-    default: float | None = Field(
-        default=None, allow_inf_nan=False, description="Number in place of a missing one; null keeps it missing."
-    )
-
-    @model_validator(mode="after")
-    def _enters_somehow(self) -> Self:
-        if not self.keep_value and self.discretizer is None:
-            raise ValueError("keep_value: false without a discretizer leaves nothing of the feature")
-        return self
-
-
-class VectorConfig(_BaseFeature):
-    """A dense vector of fixed length per row."""
-
-    kind: Literal["vector"] = Field(description="A list of numbers, always as many.")
-    dim: int = Field(ge=1, le=8192, description="Length of the vector.")
-    default: float = Field(
-        default=0.0, allow_inf_nan=False, description="Fills a missing vector, and takes the place of a NaN in one."
-    )
-
-
-AnyFeature = Annotated[
-    CategoricalConfig | IdsConfig | ContinuousConfig | VectorConfig, Field(discriminator="kind")
-]  # fmt: skip
 
 
 class LabelConfig(BaseConfig):
@@ -351,7 +187,7 @@ class FeatureConfig(BaseConfig):
     @model_validator(mode="after")
     def _labels_are_no_features(self) -> Self:
         labels = {label.source for label in self.labels}
-        leaking = [feature.name for feature in self.features if feature.name is not None and feature.source in labels]
+        leaking = [one.name for one in self.features if one.name is not None and labels.intersection(one.columns)]
         if leaking:
             raise ValueError(f"feature {leaking[0]!r} is the column of a label: the model would see the answer")
         return self
@@ -363,6 +199,47 @@ class FeatureConfig(BaseConfig):
             if engagement.label not in labels:
                 raise ValueError(f"weight.engagements names {engagement.label!r}, which is no label; labels: {labels}")
         return self
+
+    @model_validator(mode="after")
+    def _target_encodings_fit(self) -> Self:
+        labels = [label.name for label in self.labels]
+        candidate, user = self._columns_of("candidate"), self._columns_of("user")
+        for feature in self.target_encodings():
+            if feature.label not in labels:
+                raise ValueError(
+                    f"feature {feature.name!r} encodes {feature.label!r}, which is no label; labels: {labels}"
+                )
+            stray = [key for key in feature.keys if key in candidate - user]
+            if feature.side == "user" and stray:
+                raise ValueError(
+                    f"feature {feature.name!r} is of the user's side, and its key {stray[0]!r} a candidate's column: "
+                    "make it side: candidate"
+                )
+        return self
+
+    def target_encodings(self) -> list[TargetEncodingConfig]:
+        """The features that are rates of their keys, in order."""
+        return [feature for feature in self.features if isinstance(feature, TargetEncodingConfig)]
+
+    def encoded_label(self, feature: TargetEncodingConfig) -> LabelConfig:
+        """The label whose rates a feature is."""
+        return next(label for label in self.labels if label.name == feature.label)
+
+    def key_side(self, feature: TargetEncodingConfig, key: str) -> Side:
+        """With whom a request passes a key: with the user if it is a column of the user's side and of no candidate's
+        feature, else with the side of the feature."""
+        keys = {column for one in self.target_encodings() if one.side == "user" for column in one.keys}
+        users = (self._columns_of("user") | keys) - self._columns_of("candidate")
+        return "user" if key in users else feature.side
+
+    def _columns_of(self, side: Side) -> set[str]:
+        """Columns that are features themselves."""
+        return {
+            column
+            for feature in self.features
+            if feature.side == side and feature.name is not None and not isinstance(feature, TargetEncodingConfig)
+            for column in feature.columns
+        }
 
     def reserved_columns(self) -> set[str]:
         """Columns that a regular expression never turns into a feature: labels and the weight."""

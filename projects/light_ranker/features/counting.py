@@ -1,4 +1,5 @@
-"""The first pass over the rows: values of vocabularies are counted, and the times of a split found, on the disk."""
+"""The first pass over the rows: values of vocabularies and labels of target encodings are counted, and the times of a
+split found, on the disk."""
 
 from __future__ import annotations
 
@@ -12,19 +13,30 @@ import pyarrow.parquet as pq
 
 from tml.common.workspace import Workspace
 from tml.projects.light_ranker.features.column_encoders import IdValues
-from tml.projects.light_ranker.features.config import CategoricalConfig, FeatureConfig, IdsConfig
-from tml.projects.light_ranker.features.encoder import VOCAB_FOLDER, id_features
+from tml.projects.light_ranker.features.config import FeatureConfig
+from tml.projects.light_ranker.features.encoder import TARGETS_FOLDER, VOCAB_FOLDER, id_features
+from tml.projects.light_ranker.features.faults import RowFaults
 from tml.projects.light_ranker.features.inputs import Inputs
+from tml.projects.light_ranker.features.kinds import CategoricalConfig, IdsConfig, TargetEncodingConfig
+from tml.projects.light_ranker.features.labels import TargetReader
 from tml.projects.light_ranker.features.prepare_options import PrepareOptions
 from tml.projects.light_ranker.features.resolve import check_types
 from tml.projects.light_ranker.features.rows import (
-    SPLITS,
+    TRAIN,
     GivenSplit,
     RandomSplit,
     RowBatch,
     Splitter,
     TimeSplit,
+    fold_draws,
     times_of,
+)
+from tml.projects.light_ranker.features.target_encoder import KeyReader, folds_of
+from tml.projects.light_ranker.features.target_table import (
+    TARGET_COUNTS_SCHEMA,
+    count_targets,
+    label_units,
+    write_target_table,
 )
 from tml.projects.light_ranker.features.vocabulary import COUNTS_SCHEMA, copy_pretrained, count_ids, write_vocabulary
 
@@ -45,6 +57,8 @@ class FirstPass:
         self._config, self._inputs, self._options, self._workspace = config, inputs, options, workspace
         self._counted = [feature for feature in id_features(config) if feature.vocabulary is not None]
         self._values = {str(feature.name): IdValues(feature) for feature in self._counted}
+        self._targets = config.target_encodings()
+        self._labels = TargetReader(config)
 
     def splitter(self) -> Splitter:
         """The split that the options ask for."""
@@ -76,15 +90,18 @@ class FirstPass:
             ).fetchone()
         return list(bounds or (None, None))
 
-    def vocabularies(self, splitter: Splitter, result: Path) -> dict[str, dict[str, Any]]:
+    def count(self, splitter: Splitter) -> None:
+        """Counts what vocabularies and target tables are made of, in the training rows."""
+        if not self._counted and not self._targets:
+            return
+        for number, path in enumerate(self._inputs.paths):
+            if self._options.split_fractions is not None or self._inputs.split_of_file[path] == TRAIN:
+                self._workspace.stage(
+                    f"count-{number}", lambda n=number, p=path: self._count_file(n, p, splitter)  # type: ignore[misc]
+                )  # fmt: skip
+
+    def vocabularies(self, result: Path) -> dict[str, dict[str, Any]]:
         """Writes `vocab/` into the result folder; gives size, values left out and pretrained table, by feature."""
-        if self._counted:
-            self._folder("counts")
-            for number, path in enumerate(self._inputs.paths):
-                if self._options.split_fractions is not None or self._inputs.split_of_file[path] == _TRAIN:
-                    self._workspace.stage(
-                        f"count-{number}", lambda n=number, p=path: self._count_file(n, p, splitter)  # type: ignore[misc]
-                    )  # fmt: skip
         written = {}
         for number, feature in enumerate(id_features(self._config)):
             if feature.vocabulary is not None or feature.pretrained is not None:
@@ -94,16 +111,49 @@ class FirstPass:
                 )  # fmt: skip
         return written
 
+    def target_tables(self, result: Path) -> dict[str, dict[str, Any]]:
+        """Writes `targets/` into the result folder; gives size, keys left out and mean label, by feature."""
+        written = {}
+        for number, feature in enumerate(self._targets):
+            target = result / TARGETS_FOLDER / f"{feature.name}.parquet"
+            written[feature.name] = self._workspace.stage(
+                f"target-{number}", lambda n=number, f=feature, t=target: self._target_table(n, f, t)  # type: ignore[misc]
+            )  # fmt: skip
+        return written
+
     def _count_file(self, number: int, path: str, splitter: Splitter) -> dict[str, Any]:
-        columns = list(dict.fromkeys([feature.source for feature in self._counted] + splitter.columns()))
+        counted = [feature.source for feature in self._counted]
+        for encoding in self._targets:
+            counted += [*encoding.keys, self._config.encoded_label(encoding).source]
+        columns = list(dict.fromkeys(counted + splitter.columns()))
         check_types(list(self._config.features), self._inputs.schema(path), path)
-        target = self._folder("counts") / f"{number}.parquet"
-        with pq.ParquetWriter(target, COUNTS_SCHEMA, compression="zstd") as writer:
+        with (
+            self._writer("counts", number, COUNTS_SCHEMA) as ids,
+            self._writer("target-counts", number, TARGET_COUNTS_SCHEMA) as targets,
+        ):
             for batch in self._inputs.rows(path, columns):
-                train = batch.filtered(splitter.assign(batch, path) == _TRAIN)
+                train = batch.filtered(splitter.assign(batch, path) == TRAIN)
                 for place, feature in enumerate(self._counted):
-                    writer.write_table(self._counts(place, feature, train, path))
+                    ids.write_table(self._counts(place, feature, train, path))
+                for place, encoding in enumerate(self._targets):
+                    targets.write_table(self._target_counts(place, encoding, train, path))
         return {}
+
+    def _writer(self, folder: str, number: int, schema: pa.Schema) -> pq.ParquetWriter:
+        return pq.ParquetWriter(self._folder(folder) / f"{number}.parquet", schema, compression="zstd")
+
+    def _target_counts(self, place: int, feature: TargetEncodingConfig, batch: RowBatch, path: str) -> pa.Table:
+        """Of the rows whose label is good; bad ones are an error, or left out of the encoded rows too."""
+        label, faults = self._config.encoded_label(feature), RowFaults(len(batch.numbers), path, batch.numbers, True)
+        units = label_units(self._labels.read_label(label, batch.columns[label.source], faults), label.kind)
+        keys = KeyReader(feature).read(batch.columns, faults)
+        folds = folds_of(fold_draws(path, batch.numbers, self._options.seed), feature.folds)
+        good = slice(None) if faults.good is None else faults.good
+        return count_targets(place, keys[good], folds[good], units[good])
+
+    def _target_table(self, number: int, feature: TargetEncodingConfig, target: Path) -> dict[str, Any]:
+        with self._database() as db:
+            return write_target_table(db, _paths(self._folder("target-counts")), number, feature, target)
 
     def _counts(self, place: int, feature: CategoricalConfig | IdsConfig, batch: RowBatch, path: str) -> pa.Table:
         values, raw = self._values[str(feature.name)], batch.columns[feature.source]
@@ -130,9 +180,6 @@ class FirstPass:
         folder = self._workspace.work / name
         folder.mkdir(exist_ok=True)
         return folder
-
-
-_TRAIN = SPLITS.index("train")
 
 
 def _paths(folder: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """From raw columns to ids and numbers, the same way for training data and for requests.
 
 An encoder lives in a folder: `encoding.json` (the spec), `features.yaml` (with regular expressions and types resolved)
-and `vocab/`. `prepare` makes such a folder, and an export holds a copy.
+`vocab/` and `targets/`. `prepare` makes such a folder, and an export holds a copy.
 
 Letters: `B` rows, `S` slots of ids, `C` continuous features, `V` values of all vectors.
 """
@@ -25,16 +25,17 @@ from tml.projects.light_ranker.features.column_encoders import (
     VectorEncoder,
     label_of,
 )
-from tml.projects.light_ranker.features.config import (
+from tml.projects.light_ranker.features.config import FeatureConfig
+from tml.projects.light_ranker.features.faults import RowFaults
+from tml.projects.light_ranker.features.feature_file import read_resolved
+from tml.projects.light_ranker.features.kinds import (
     AnyFeature,
     CategoricalConfig,
     ContinuousConfig,
-    FeatureConfig,
     IdsConfig,
+    TargetEncodingConfig,
     VectorConfig,
 )
-from tml.projects.light_ranker.features.faults import RowFaults
-from tml.projects.light_ranker.features.feature_file import read_resolved
 from tml.projects.light_ranker.features.lookup import HashedLookup, IdentityLookup, Lookup
 from tml.projects.light_ranker.features.raw_columns import Raw
 from tml.projects.light_ranker.features.spec import (
@@ -47,10 +48,17 @@ from tml.projects.light_ranker.features.spec import (
     Side,
     VectorFeature,
 )
+from tml.projects.light_ranker.features.target_encoder import (
+    TARGET_ENCODING_DIM,
+    TargetEncoder,
+    encoding_digest,
+    load_target_tables,
+)
+from tml.projects.light_ranker.features.target_table import TargetTable
 from tml.projects.light_ranker.features.vocabulary import Vocabulary, load_vocabularies
 
-FEATURES_FILE, VOCAB_FOLDER = "features.yaml", "vocab"
-ENCODER_FILES = (ENCODING_FILE, FEATURES_FILE, VOCAB_FOLDER)  # what an export copies
+FEATURES_FILE, VOCAB_FOLDER, TARGETS_FOLDER = "features.yaml", "vocab", "targets"
+ENCODER_FILES = (ENCODING_FILE, FEATURES_FILE, VOCAB_FOLDER, TARGETS_FOLDER)  # what an export copies
 SIDES: tuple[Side, ...] = ("user", "candidate")
 
 
@@ -78,15 +86,21 @@ class Encoder:
         config: without regular expressions, and with the types of ids resolved.
         vocabularies: of the features that have one.
         embeddings: pretrained table as `<folder>#<table>`, by feature; None for none.
+        target_tables: of the features that are target encodings.
     """
 
     def __init__(
-        self, config: FeatureConfig, vocabularies: Mapping[str, Vocabulary], embeddings: Mapping[str, str | None]
+        self,
+        config: FeatureConfig,
+        vocabularies: Mapping[str, Vocabulary],
+        embeddings: Mapping[str, str | None],
+        target_tables: Mapping[str, TargetTable] | None = None,
     ) -> None:
         self.config = config
-        self._lookups = {str(f.name): _lookup(f, vocabularies) for f in id_features(config)}
-        self.spec = _spec(config, self._lookups, embeddings)
-        self._by_side = {side: _SideEncoder(self._features(side), self._lookups, config) for side in (None, *SIDES)}
+        lookups = {str(f.name): _lookup(f, vocabularies) for f in id_features(config)}
+        tables = target_tables or {}
+        self.spec = _spec(config, lookups, embeddings, tables)
+        self._by_side = {side: _SideEncoder(self._features(side), lookups, tables, config) for side in (None, *SIDES)}
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Encoder:
@@ -101,7 +115,8 @@ class Encoder:
         config = read_resolved(folder / FEATURES_FILE)
         hashes = {feature.name: feature.vocabulary_hash for feature in spec.ids if feature.vocabulary_hash}
         vocabularies = load_vocabularies(folder / VOCAB_FOLDER, hashes)
-        encoder = cls(config, vocabularies, {feature.name: feature.embedding for feature in spec.ids})
+        tables = load_target_tables(folder / TARGETS_FOLDER, config, {one.name: one.table_hash for one in spec.vectors})
+        encoder = cls(config, vocabularies, {feature.name: feature.embedding for feature in spec.ids}, tables)
         if encoder.spec != spec:
             raise DataError(
                 f"{FEATURES_FILE} and {ENCODING_FILE} disagree", where=str(folder), value=encoder.spec.fingerprint(),
@@ -110,8 +125,8 @@ class Encoder:
         return encoder
 
     def columns(self, side: Side | None = None) -> list[str]:
-        """The raw columns that `encode` needs."""
-        return list(dict.fromkeys(feature.source for feature in self._features(side)))
+        """The raw columns that `encode` needs; keys of a candidate's target encoding may be columns of the user."""
+        return list(dict.fromkeys(column for feature in self._features(side) for column in feature.columns))
 
     def encode(self, columns: Mapping[str, Raw], side: Side | None = None) -> EncodedRows:
         """Encodes the rows of a request; nothing can be left out here, so `skip` in `bad_values` is an error too.
@@ -127,13 +142,20 @@ class Encoder:
         num_rows = self.num_rows(columns, side)
         return self._by_side[side].encode(columns, RowFaults(num_rows, "columns"), num_rows, "C")
 
-    def encode_batch(self, columns: Mapping[str, Raw], faults: RowFaults) -> EncodedRows:
+    def encode_batch(
+        self, columns: Mapping[str, Raw], faults: RowFaults, fold_draws: np.ndarray | None = None
+    ) -> EncodedRows:
         """Encodes rows of training data column by column; rows to leave out are noted in `faults`, and hold anything.
+
+        Args:
+            columns: as for `encode`.
+            faults: of these rows.
+            fold_draws: float64 [B], the folds of training rows by `rows.fold_draws`, NaN for others; None: all are.
 
         Raises:
             DataError: as for `encode`, where `bad_values` says error.
         """
-        return self._by_side[None].encode(columns, faults, self.num_rows(columns), "F")
+        return self._by_side[None].encode(columns, faults, self.num_rows(columns), "F", fold_draws)
 
     def num_rows(self, columns: Mapping[str, Raw], side: Side | None = None) -> int:
         """The common length of the columns.
@@ -142,13 +164,13 @@ class Encoder:
             DataError: a column is missing, or their lengths differ.
         """
         lengths: dict[str, int] = {}
-        for feature in self._features(side):
-            if feature.source not in columns:
+        for feature, column in ((one, column) for one in self._features(side) for column in one.columns):
+            if column not in columns:
                 raise DataError(
-                    "a column is missing", where=label_of(feature.name, feature.source), value=feature.source,
-                    fix=f"give the column, with None for missing values{did_you_mean(feature.source, columns)}",
+                    "a column is missing", where=label_of(feature.name, column), value=column,
+                    fix=f"give the column, with None for missing values{did_you_mean(column, columns)}",
                 )  # fmt: skip
-            lengths[feature.source] = len(columns[feature.source])
+            lengths[column] = len(columns[column])
         if len(set(lengths.values())) > 1:
             raise DataError("columns differ in length", value=lengths, limit="one value per row in every column")
         return next(iter(lengths.values()), 0)
@@ -163,7 +185,13 @@ SomeFeature = TypeVar("SomeFeature", bound=AnyFeature)
 class _SideEncoder:
     """The encoders of one side's columns, and their places in the encoded rows."""
 
-    def __init__(self, features: list[AnyFeature], lookups: Mapping[str, Lookup], config: FeatureConfig) -> None:
+    def __init__(
+        self,
+        features: list[AnyFeature],
+        lookups: Mapping[str, Lookup],
+        tables: Mapping[str, TargetTable],
+        config: FeatureConfig,
+    ) -> None:
         actions = config.bad_values
         ids = [feature for feature in features if isinstance(feature, CategoricalConfig | IdsConfig)]
         self._ids = [
@@ -172,12 +200,25 @@ class _SideEncoder:
             for lookup in (lookups[str(f.name)],)
         ]
         self._numbers = [NumberEncoder(f, actions) for f in features if isinstance(f, ContinuousConfig)]
-        vectors = [feature for feature in features if isinstance(feature, VectorConfig)]
-        self._vectors = [(values, VectorEncoder(f, actions)) for f, values in _slices(vectors)]
+        vectors = [feature for feature in features if isinstance(feature, VectorConfig | TargetEncodingConfig)]
+        places = list(_slices(vectors))
+        self._vectors = [(values, VectorEncoder(f, actions)) for f, values in places if isinstance(f, VectorConfig)]
+        self._targets = [
+            (values, TargetEncoder(f, config.encoded_label(f).kind, tables[f.name]))
+            for f, values in places
+            if isinstance(f, TargetEncodingConfig)
+        ]
         self._num_slots = sum(_width(feature) for feature in ids)
         self._num_values = sum(_width(feature) for feature in vectors)
 
-    def encode(self, columns: Mapping[str, Raw], faults: RowFaults, num_rows: int, order: str) -> EncodedRows:
+    def encode(
+        self,
+        columns: Mapping[str, Raw],
+        faults: RowFaults,
+        num_rows: int,
+        order: str,
+        fold_draws: np.ndarray | None = None,
+    ) -> EncodedRows:
         """Encodes B rows into arrays of C or Fortran order."""
         ids = np.empty((num_rows, self._num_slots), np.int64, order=order)  # type: ignore[call-overload]
         continuous = np.empty((num_rows, len(self._numbers)), np.float32, order=order)  # type: ignore[call-overload]
@@ -191,6 +232,8 @@ class _SideEncoder:
             number.encode(columns[number.column], faults, continuous[:, place])
         for values, vector in self._vectors:
             vector.encode(columns[vector.column], faults, vectors[:, values])
+        for values, target in self._targets:
+            target.encode(columns, faults, vectors[:, values], fold_draws)
         return EncodedRows(ids, continuous, vectors, truncated)
 
 
@@ -213,10 +256,19 @@ def _lookup(feature: CategoricalConfig | IdsConfig, vocabularies: Mapping[str, V
     return vocabulary
 
 
-def _spec(config: FeatureConfig, lookups: Mapping[str, Lookup], embeddings: Mapping[str, str | None]) -> FeatureSpec:
+def _spec(
+    config: FeatureConfig,
+    lookups: Mapping[str, Lookup],
+    embeddings: Mapping[str, str | None],
+    tables: Mapping[str, TargetTable],
+) -> FeatureSpec:
     ids = tuple(_id_feature(f, lookups[str(f.name)], embeddings.get(str(f.name))) for f in id_features(config))
     continuous = tuple(_continuous_feature(f) for f in config.features if isinstance(f, ContinuousConfig))
-    vectors = tuple(VectorFeature(str(f.name), f.side, f.dim) for f in config.features if isinstance(f, VectorConfig))
+    vectors = tuple(
+        _vector_feature(f, config, tables)
+        for f in config.features
+        if isinstance(f, VectorConfig | TargetEncodingConfig)
+    )
     labels = tuple(LabelSpec(label.name, label.kind) for label in config.labels)
     return FeatureSpec(ids, continuous, vectors, labels, config.group is not None)
 
@@ -240,7 +292,18 @@ def _continuous_feature(feature: ContinuousConfig) -> ContinuousFeature:
     return ContinuousFeature(str(feature.name), feature.side, feature.transform, discretizer, feature.keep_value)
 
 
+def _vector_feature(
+    feature: VectorConfig | TargetEncodingConfig, config: FeatureConfig, tables: Mapping[str, TargetTable]
+) -> VectorFeature:
+    digest = ""
+    if isinstance(feature, TargetEncodingConfig):
+        digest = encoding_digest(feature, config.encoded_label(feature).kind, tables[feature.name])
+    return VectorFeature(str(feature.name), feature.side, _width(feature), digest)
+
+
 def _width(feature: AnyFeature) -> int:
+    if isinstance(feature, TargetEncodingConfig):
+        return TARGET_ENCODING_DIM
     if isinstance(feature, VectorConfig):
         return feature.dim
     return feature.max_length if isinstance(feature, IdsConfig) else 1

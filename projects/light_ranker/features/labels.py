@@ -50,12 +50,13 @@ class TargetReader:
         Raises:
             DataError: a value is bad and `bad_values` says error.
         """
-        labels = [self._label(label, columns[label.source], faults) for label in self._config.labels]
+        labels = [self.read_label(label, columns[label.source], faults) for label in self._config.labels]
         stacked = np.stack(labels, axis=1).astype(np.float32)
         weight = self._weight(columns, stacked, faults)
         return Targets(stacked, weight, self._group(columns, faults))
 
-    def _label(self, label: LabelConfig, raw: pa.Array, faults: RowFaults) -> np.ndarray:
+    def read_label(self, label: LabelConfig, raw: pa.Array, faults: RowFaults) -> np.ndarray:
+        """One label of B rows: float64 [B]; errors and rows to leave out as for `read`."""
         name = f"label {label.name!r} (column {label.source!r})"
         if label.positive is not None:
             values = _is_positive(raw, label)

@@ -10,7 +10,7 @@ from typing import Protocol
 import mmh3
 import numpy as np
 
-from tml.projects.light_ranker.features.config import HashedConfig, IdentityConfig
+from tml.projects.light_ranker.features.kinds import HashedConfig, IdentityConfig
 from tml.projects.light_ranker.features.raw_columns import Ids
 from tml.projects.light_ranker.features.spec import FIRST_KNOWN, MISSING, UNKNOWN
 

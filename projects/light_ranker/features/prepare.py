@@ -1,12 +1,12 @@
 """`tml light-ranker prepare`: a raw table becomes encoded rows, vocabularies and a starter config.
 
     <out>/{train,valid,test}/*.parquet   encoded rows (see `spec`), one file per input file and split
-    <out>/encoding.json, features.yaml, vocab/   the encoder, as `Encoder.load` reads it
+    <out>/encoding.json, features.yaml, vocab/, targets/   the encoder, as `Encoder.load` reads it
     <out>/config.yaml                    a config that trains as it is
     <out>/meta.json                      the plan and what was counted; written last
 
-Files are read twice, in batches of bounded size: once to count the values of vocabularies, once to encode. A run that
-was killed continues with the file it was at.
+Files are read twice, in batches of bounded size: once to count (values of vocabularies, labels of target encodings),
+once to encode. A run that was killed continues with the file it was at.
 """
 
 from __future__ import annotations
@@ -27,16 +27,24 @@ from tml.core.config.loading import load_config
 from tml.projects.light_ranker.features.config import FeatureConfig
 from tml.projects.light_ranker.features.counting import FirstPass
 from tml.projects.light_ranker.features.encoded_files import EncodedFile, SplitCounts, to_table
-from tml.projects.light_ranker.features.encoder import ENCODER_FILES, FEATURES_FILE, VOCAB_FOLDER, EncodedRows, Encoder
+from tml.projects.light_ranker.features.encoder import (
+    ENCODER_FILES,
+    FEATURES_FILE,
+    TARGETS_FOLDER,
+    VOCAB_FOLDER,
+    EncodedRows,
+    Encoder,
+)
 from tml.projects.light_ranker.features.faults import RowFaults
 from tml.projects.light_ranker.features.feature_file import feature_text
 from tml.projects.light_ranker.features.inputs import Inputs
 from tml.projects.light_ranker.features.labels import TargetReader, Targets
 from tml.projects.light_ranker.features.prepare_options import PrepareOptions
 from tml.projects.light_ranker.features.resolve import check_types, resolve, with_types
-from tml.projects.light_ranker.features.rows import SPLITS
+from tml.projects.light_ranker.features.rows import SPLITS, TRAIN, fold_draws
 from tml.projects.light_ranker.features.spec import ENCODING_FILE
 from tml.projects.light_ranker.features.starter import starter_config
+from tml.projects.light_ranker.features.target_table import TargetTable
 from tml.projects.light_ranker.features.vocabulary import Vocabulary
 
 FORMAT_VERSION = 1
@@ -109,23 +117,26 @@ class _Preparation:
         self.result.mkdir(exist_ok=True)
         first_pass = FirstPass(self.config, self.inputs, self.options, self.workspace)
         self.splitter = first_pass.splitter()
-        vocabularies = first_pass.vocabularies(self.splitter, self.result)
-        encoder = self._encoder(vocabularies)
+        first_pass.count(self.splitter)
+        vocabularies, tables = first_pass.vocabularies(self.result), first_pass.target_tables(self.result)
+        encoder = self._encoder(vocabularies, tables)
         counts = [
             self.workspace.stage(f"encode-{n}", partial(self._encode_file, n, path, encoder))
             for n, path in enumerate(self.inputs.paths)
         ]
         self.inputs.check_unchanged()
-        meta = {**_summary(encoder, counts), "vocabularies": vocabularies, "plan": plan}
+        meta = {**_summary(encoder, counts), "vocabularies": vocabularies, "target_tables": tables, "plan": plan}
         num_rows = {split: int(meta["splits"][split]["rows"]) for split in SPLITS}
         write_text(self.result / "config.yaml", starter_config(self.workspace.out, encoder.spec, num_rows))
         return meta
 
-    def _encoder(self, vocabularies: dict[str, Any]) -> Encoder:
+    def _encoder(self, vocabularies: dict[str, Any], tables: dict[str, Any]) -> Encoder:
         """The encoder, and its folder in the result."""
         self.config = with_types(self.config, {name: one["type"] for name, one in vocabularies.items()})
         known = {name: Vocabulary.load(self.result / VOCAB_FOLDER / f"{name}.parquet") for name in vocabularies}
-        encoder = Encoder(self.config, known, {name: one["embedding"] for name, one in vocabularies.items()})
+        embeddings = {name: one["embedding"] for name, one in vocabularies.items()}
+        targets = {name: TargetTable.load(self.result / TARGETS_FOLDER / f"{name}.parquet") for name in tables}
+        encoder = Encoder(self.config, known, embeddings, targets)
         encoder.spec.save(self.result / ENCODING_FILE)
         write_text(self.result / FEATURES_FILE, feature_text(self.config.dumped(), _HEADER))
         return encoder
@@ -140,9 +151,11 @@ class _Preparation:
         columns = list(dict.fromkeys(encoder.columns() + self.targets.columns() + self.splitter.columns()))
         for batch in self.inputs.rows(path, columns, left_out):
             faults = RowFaults(len(batch.numbers), path, batch.numbers, may_skip=True)
-            rows, targets = encoder.encode_batch(batch.columns, faults), self.targets.read(batch.columns, faults)
-            left_out.update(faults.counts)
             split = self.splitter.assign(batch, path)
+            draws = np.where(split == TRAIN, fold_draws(path, batch.numbers, options.seed), np.nan)
+            rows = encoder.encode_batch(batch.columns, faults, draws)
+            targets = self.targets.read(batch.columns, faults)
+            left_out.update(faults.counts)
             good = np.ones(len(split), bool) if faults.good is None else faults.good
             for s in range(len(SPLITS)):
                 chosen = good & (split == s)

@@ -12,12 +12,13 @@ from tml.common.errors import ConfigError, DataError
 from tml.core.config.loading import parse_config
 from tml.projects.light_ranker.features import raw_columns
 from tml.projects.light_ranker.features.column_encoders import label_of
-from tml.projects.light_ranker.features.config import (
+from tml.projects.light_ranker.features.config import FeatureConfig
+from tml.projects.light_ranker.features.kinds import (
     AnyFeature,
     CategoricalConfig,
     ContinuousConfig,
-    FeatureConfig,
     IdsConfig,
+    TargetEncodingConfig,
     VectorConfig,
     VocabularyConfig,
 )
@@ -35,7 +36,7 @@ def resolve(config: FeatureConfig, schema: pa.Schema, where: str) -> FeatureConf
         ConfigError: a regular expression matches nothing, or nothing is left.
         DataError: a column is missing, or its type contradicts the kind of its feature.
     """
-    features = [f for f in _expanded(config, schema, where) if config.filters.keeps_column(f.source)]
+    features = [f for f in _expanded(config, schema, where) if all(map(config.filters.keeps_column, f.columns))]
     if not features:
         raise ConfigError(
             "no feature is left", where="filters", value=config.filters.model_dump(), limit="at least one"
@@ -49,9 +50,10 @@ def resolve(config: FeatureConfig, schema: pa.Schema, where: str) -> FeatureConf
 
 def _expanded(config: FeatureConfig, schema: pa.Schema, where: str) -> Iterator[AnyFeature]:
     """The features with every `match` replaced by a feature per column; the first that names a column has it."""
-    taken = {f.source for f in config.features if f.name is not None} | config.reserved_columns()
+    named = [f for f in config.features if f.name is not None and not isinstance(f, TargetEncodingConfig)]
+    taken = {column for feature in named for column in feature.columns} | config.reserved_columns()
     for feature in config.features:
-        if feature.match is None:
+        if isinstance(feature, TargetEncodingConfig) or feature.match is None:
             yield feature
             continue
         found = [name for name in schema.names if re.fullmatch(feature.match, name) and name not in taken]
@@ -72,13 +74,13 @@ def check_types(features: list[AnyFeature], schema: pa.Schema, where: str) -> No
     Raises:
         DataError: a column is missing or of a type that its feature cannot be of.
     """
-    check_columns(schema, [feature.source for feature in features], where)
-    for feature in features:
-        kind = schema.field(feature.source).type
+    for feature, column in ((one, column) for one in features for column in one.columns):
+        check_columns(schema, [column], where)
+        kind = schema.field(column).type
         why = _contradiction(feature, kind)
         if why:
             raise DataError(
-                "a feature contradicts its column", where=f"{where}, {label_of(feature.name, feature.source)}",
+                "a feature contradicts its column", where=f"{where}, {label_of(feature.name, column)}",
                 value=f"kind: {feature.kind} for a column of type {kind}", limit=why[0], fix=why[1],
             )  # fmt: skip
 
@@ -93,6 +95,8 @@ def _contradiction(feature: AnyFeature, kind: pa.DataType) -> tuple[str, str] | 
     if isinstance(feature, IdsConfig | VectorConfig):
         fits = many or (text and isinstance(feature, IdsConfig))
         return None if fits else ("lists", "declare the feature as categorical or continuous")
+    if isinstance(feature, TargetEncodingConfig) and (many or pa.types.is_decimal(kind)):
+        return "one integer or text per row", "leave the key out, or convert the column"
     if many:
         return "one value per row", "declare the feature with kind: ids, or kind: vector"
     if isinstance(feature, ContinuousConfig) and pa.types.is_temporal(kind):
@@ -104,6 +108,12 @@ def _contradiction(feature: AnyFeature, kind: pa.DataType) -> tuple[str, str] | 
 
 def _resolved(feature: AnyFeature, schema: pa.Schema) -> dict[str, Any]:
     values = feature.model_dump(mode="json")
+    if isinstance(feature, TargetEncodingConfig):
+        values["types"] = [
+            raw_columns.value_type(schema.field(key).type, label_of(feature.name, key)) if kind == "auto" else kind
+            for key, kind in zip(feature.keys, feature.types or ["auto"] * len(feature.keys), strict=True)
+        ]
+        return values
     if not isinstance(feature, CategoricalConfig | IdsConfig):
         return values
     if all(values[key] is None for key in ("vocabulary", "hashed", "identity", "pretrained")):

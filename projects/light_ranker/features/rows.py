@@ -19,7 +19,8 @@ from tml.projects.light_ranker.features.raw_columns import as_array, as_ids, val
 from tml.projects.light_ranker.features.tables import Table
 
 SPLITS = ("train", "valid", "test")
-_RECORD_DRAW, _SPLIT_DRAW = 1, 2  # draws for different ends are independent
+TRAIN = SPLITS.index("train")
+_RECORD_DRAW, _SPLIT_DRAW, _FOLD_DRAW = 1, 2, 3  # draws for different ends are independent
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ def row_draws(path: str, numbers: np.ndarray, seed: int, purpose: int) -> np.nda
     key = np.uint64(int(unit_hash(f"{purpose}:{path}", seed) * 2**53))
     mixed = finalise(finalise(numbers.astype(np.uint64)) ^ (key << np.uint64(11)))
     return (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53
+
+
+def fold_draws(path: str, numbers: np.ndarray, seed: int) -> np.ndarray:
+    """Numbers in [0, 1) that say the fold of each row in target encodings: float64 [B]."""
+    return row_draws(path, numbers, seed, _FOLD_DRAW)
 
 
 def _passes(rule: RowFilterConfig, column: pa.Array) -> np.ndarray:

@@ -110,11 +110,19 @@ class ContinuousFeature:
 
 @dataclass(frozen=True)
 class VectorFeature:
-    """A dense vector of `dim` values."""
+    """A dense vector of `dim` values.
+
+    Args:
+        name: of the feature.
+        side: user or candidate.
+        dim: number of values.
+        table_hash: digest of the target table and of the settings that a target encoding is made by; empty for others.
+    """
 
     name: str
     side: Side
     dim: int
+    table_hash: str = ""
 
     def columns(self) -> list[str]:
         """The encoded columns of its values."""
@@ -195,10 +203,15 @@ class FeatureSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `save` writes them."""
-        return {"format_version": FORMAT_VERSION, **json.loads(json.dumps(dataclasses.asdict(self)))}
+        values = {"format_version": FORMAT_VERSION, **json.loads(json.dumps(dataclasses.asdict(self)))}
+        for vector in values["vectors"]:
+            # Vectors of a column are described as they were before there were target encodings.
+            if not vector["table_hash"]:
+                del vector["table_hash"]
+        return values
 
     def fingerprint(self) -> str:
-        """A digest in hex of features, labels and vocabularies; where pretrained tables lie is left out."""
+        """A digest in hex of features, labels, vocabularies and target tables; not of where pretrained ones lie."""
         values = self.to_dict()
         for feature in values["ids"]:
             feature["embedding"] = feature["embedding"] is not None

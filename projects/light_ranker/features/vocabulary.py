@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,9 +20,12 @@ import pyarrow.parquet as pq
 from tml.common.errors import DataError
 from tml.common.filesystem import open_file
 from tml.common.id_index import IdIndex, string_buffers
-from tml.projects.light_ranker.features.config import PretrainedConfig, VocabularyConfig
+from tml.projects.light_ranker.features.kinds import PretrainedConfig, VocabularyConfig
 from tml.projects.light_ranker.features.raw_columns import Ids, ValueType
 from tml.projects.light_ranker.features.spec import FIRST_KNOWN, UNKNOWN
+
+if TYPE_CHECKING:
+    import duckdb  # serving does without
 
 COUNTS_SCHEMA = pa.schema(
     [("feature", pa.int32()), ("number", pa.int64()), ("text", pa.large_string()), ("count", pa.int64())]

@@ -23,6 +23,7 @@ Columns = dict[str, Any]
 # What may be asked for, by the column of a request; a column may serve several features.
 Known = Mapping[str, Sequence[FeatureInfo]]
 
+_IDS = ("id", "key")
 _INTEGERS, _NUMBERS = (int, np.integer), (int, float, np.integer, np.floating)
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -144,7 +145,7 @@ def _fits(array: pa.Array, feature: FeatureInfo) -> bool:
         if lengths is not None and not pc.all(pc.equal(lengths, feature.size)).as_py():
             return len(array) == array.null_count
         array, kind = array.flatten(), kind.value_type
-    if feature.kind == "id":
+    if feature.kind in _IDS:
         texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
         return pa.types.is_null(kind) or (pa.types.is_integer(kind) if "int64" in feature.dtype else texts)
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
@@ -166,7 +167,7 @@ def _check_value(value: Any, row: int, feature: FeatureInfo, where: str) -> None
 
 
 def _scalar_fits(value: Any, feature: FeatureInfo) -> bool:
-    if feature.kind != "id":
+    if feature.kind not in _IDS:
         return isinstance(value, (*_NUMBERS, bool)) and bool(abs(value) <= _LARGEST)  # type: ignore[operator]
     if "int64" in feature.dtype:
         return isinstance(value, _INTEGERS) and not isinstance(value, bool) and -(2**63) <= int(value) < 2**63
@@ -174,11 +175,11 @@ def _scalar_fits(value: Any, feature: FeatureInfo) -> bool:
 
 
 def _wrong(feature: FeatureInfo, where: str, row: int | None, value: Any) -> DataError:
-    limits = {"id": feature.dtype, "continuous": "a finite number", "vector": f"{feature.size} finite numbers"}
+    limits = {"continuous": "a finite number", "vector": f"{feature.size} finite numbers"}
     return DataError(
         "a value of the wrong type or range",
         where=f"{where}{'' if row is None else f', row {row}'}, feature {feature.column!r}",
         value=value,
-        limit=f"{limits[feature.kind]}, or null for the default ({feature.default!r})",
+        limit=f"{limits.get(feature.kind, feature.dtype)}, or null for the default ({feature.default!r})",
         fix="pass a value of that type, or leave the feature out",
     )

@@ -52,6 +52,9 @@ class Scorer:
         self.signature: Signature = read_signature(self.folder, verify=verify)
         self._features = {side: by_column(f for f in self.signature.features if f.side == side) for side in SIDES}
         self._encoder = Encoder.load(self.folder)
+        self._columns = {side: self._encoder.columns(side) for side in SIDES}
+        # Of the user, and keys of a candidate's feature: repeated for every candidate.
+        self._shared = [name for name in self._columns["candidate"] if name not in self._features["candidate"]]
         self._graph = open_graph(self.folder / _graph_name(self.signature, int8, self.folder), num_threads)
         self._inputs = {value.name for value in self._graph.get_inputs()}
 
@@ -77,8 +80,11 @@ class Scorer:
             NonFiniteError: a score came out NaN or infinite.
         """
         candidate_columns, num_candidates = columns_of(candidates, self._features["candidate"])
-        encoded_user = self._encode(row_columns(user, self._features["user"]), "user", 1)
-        return self.score_encoded(encoded_user, self._encode(candidate_columns, "candidate", num_candidates), top_k)
+        user_columns = row_columns(user, self._features["user"])
+        shared = {name: user_columns[name] for name in self._shared if name in user_columns}
+        repeated = {name: value.take(pa.array(np.zeros(num_candidates, np.int64))) for name, value in shared.items()}
+        encoded = self._encode({**candidate_columns, **repeated}, "candidate", num_candidates)
+        return self.score_encoded(self._encode(user_columns, "user", 1), encoded, top_k)
 
     def score_encoded(self, user: EncodedRows, candidates: EncodedRows, top_k: int | None = None) -> Scores:
         """Score encoded features, the hot path.
@@ -122,7 +128,7 @@ class Scorer:
         return Scores(np.empty(0, np.float32), watch_time, None if top_k is None else np.empty(0, np.int64))
 
     def _encode(self, columns: Mapping[str, Any], side: Side, num_rows: int) -> EncodedRows:
-        absent = {name: pa.nulls(num_rows) for name in self._features[side] if name not in columns}
+        absent = {name: pa.nulls(num_rows) for name in self._columns[side] if name not in columns}
         return self._encoder.encode({**columns, **absent}, side)
 
 

@@ -4,7 +4,7 @@
       model.onnx       the graph: user and candidate features in, probability [N] and perhaps watch_time [N] out
       table.bin        every embedding table, one after the other, mapped into memory by ONNX Runtime
       model.int8.onnx, table.int8.bin   the same in 8 bits, if asked for
-      encoding.json, features.yaml, vocab/   how raw features become ids and numbers (features/encoder.py)
+      encoding.json, features.yaml, vocab/, targets/   how raw features become ids and numbers (features/encoder.py)
       signature.json   features, outputs, calibration, metrics, versions, and size and SHA-256 of every other file
 
 Letters: `N` candidates of a request.
@@ -34,17 +34,17 @@ BYTE_TABLE_NAME = "table.int8.bin"
 
 @dataclass(frozen=True)
 class FeatureInfo:
-    """What a caller may pass for one feature.
+    """What a caller may pass for one feature, or for one key of a target encoding.
 
     Args:
         name: of the feature.
         column: under which a request passes it; the feature's name unless features.yaml says otherwise.
         side: user or candidate.
-        kind: id, continuous or vector.
+        kind: id, continuous, vector or key.
         dtype: of a raw value: `string`, `int64`, `float32`; `list<...>` for several ids or a vector.
         default: what an absent value stands for, in words or as a value.
         size: most ids of a multi-valued feature, values of a vector, else 1.
-        vocabulary: file of its vocabulary inside the folder; its hash is among `Signature.files`.
+        vocabulary: file of its vocabulary or target table inside the folder; its hash is among `Signature.files`.
     """
 
     name: str

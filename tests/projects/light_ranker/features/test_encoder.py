@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from tml.common.errors import DataError
 from tml.core.config.loading import parse_config
-from tml.projects.light_ranker.features.config import FeatureConfig, HashedConfig
+from tml.projects.light_ranker.features.config import FeatureConfig
 from tml.projects.light_ranker.features.encoder import EncodedRows, Encoder
+from tml.projects.light_ranker.features.kinds import HashedConfig
 from tml.projects.light_ranker.features.lookup import HashedLookup
 from tml.projects.light_ranker.features.raw_columns import Ids, as_ids
 from tml.projects.light_ranker.features.vocabulary import Vocabulary
