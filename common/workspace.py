@@ -52,18 +52,19 @@ class Workspace:
         plan = json.loads(json.dumps(plan))
         if self.out.exists() and not self.out.is_dir():
             raise ConfigError("the out folder is a file", where=str(self.out), fix="choose another --out")
+        self._refuse_strangers(plan)
         if overwrite:
-            if self.work.exists():
-                self._lock()
             self._clear()
         if (self.out / META).exists():
-            self._refuse_change(_load(self.out / META).get("plan", {}), plan)
+            self._refuse_change(_load(self.out / META)["plan"], plan)
             shutil.rmtree(self.work, ignore_errors=True)
             return False
-        self._refuse_strangers()
         self._lock()
         if (self.work / "plan.json").exists():
             self._take_up(plan)
+        else:
+            self._discard_work()  # what is left of work that was being discarded
+            self._lock()
         write_json(self.work / "plan.json", plan)
         return True
 
@@ -94,22 +95,42 @@ class Workspace:
         if old != plan:
             if not (self.work / "failed").exists():
                 self._refuse_change(old, plan)
-            shutil.rmtree(self.work)
+            self._discard_work()
             self._lock()
         (self.work / "failed").unlink(missing_ok=True)
 
-    def _refuse_strangers(self) -> None:
-        strangers = [name for name in self.published if (self.out / name).exists()] if not self.work.exists() else []
+    def _refuse_strangers(self, plan: dict[str, Any]) -> None:
+        """Files that this kind of work did not make are nobody's to replace: they may be somebody's only copy."""
+        if self.work.exists() or self._is_of_this_kind(plan):
+            return
+        strangers = [name for name in (META, *self.published) if (self.out / name).exists()]
         if strangers:
             raise ConfigError(
                 "the out folder holds files of something else", where=str(self.out), value=strangers,
-                fix="choose another --out, or pass --overwrite",
+                limit=f"an empty folder, or an earlier {self.what}, which alone --overwrite replaces",
+                fix="choose another --out, or move these files away",
             )  # fmt: skip
 
+    def _is_of_this_kind(self, plan: dict[str, Any]) -> bool:
+        """Whether `meta.json` is that of this kind of work, whatever its settings."""
+        try:
+            meta = _load(self.out / META)
+            # Older versions of the program wrote no kind, and plans with fewer entries.
+            return meta.get("kind", self.what) == self.what and bool(meta["plan"]) and set(meta["plan"]) <= set(plan)
+        except (OSError, ValueError, TypeError, AttributeError, KeyError):
+            return False
+
     def _clear(self) -> None:
-        (self.out / META).unlink(missing_ok=True)
-        for path in (*(self.out / name for name in self.cleared), self.work):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        """Removes an earlier result. The work folder, which says that all of it may go, is removed last."""
+        self._lock()
+        for path in (self.out / META, *(self.out / name for name in self.cleared)):
+            _remove(path)
+        self._discard_work()
+
+    def _discard_work(self) -> None:
+        # Without its plan nothing in it counts, should this be cut off.
+        (self.work / "plan.json").unlink(missing_ok=True)
+        shutil.rmtree(self.work)
 
     def _refuse_change(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         # An option that has come with a newer version of the program, and is not given, changes nothing.
@@ -143,9 +164,14 @@ class Workspace:
         """Moves the results into the out folder and then writes `meta.json`; may be cut off and run again."""
         for name in self.published:
             if (self.result / name).exists():
+                _remove(self.out / name)  # left of an earlier result whose removal was cut off
                 (self.result / name).replace(self.out / name)
-        write_json(self.out / META, meta)
+        write_json(self.out / META, {"kind": self.what, **meta})
         shutil.rmtree(self.work, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _load(path: Path) -> Any:

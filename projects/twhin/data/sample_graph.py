@@ -116,7 +116,8 @@ def sample_graph(
     _require(file_format in FORMATS, "--format", file_format, f"one of {', '.join(FORMATS)}")
     parameters = parameters.resolved()
     plan = {"parameters": asdict(parameters), "format": file_format}
-    workspace = Workspace(out, published=(f"edges.{file_format}", "communities.parquet"), cleared=_all_names())
+    published = (f"edges.{file_format}", "communities.parquet")
+    workspace = Workspace(out, published, cleared=_all_names(), what="sample graph")
     if not workspace.begin(plan, overwrite):
         return workspace.meta()
     workspace.result.mkdir(exist_ok=True)
@@ -127,7 +128,7 @@ def sample_graph(
     counts = {relation.name: int(count) for relation, count in zip(RELATIONS, np.bincount(rel), strict=True)}
     meta = {"edges": len(rel), "edges_per_relation": counts, "relations": [asdict(r) for r in RELATIONS], "plan": plan}
     workspace.publish(meta)
-    return meta
+    return workspace.meta()
 
 
 def _all_names() -> tuple[str, ...]:

@@ -87,7 +87,7 @@ class _Conversion:
             self.written = stage("write", self._write)
         meta = self._meta()
         self.workspace.publish(meta)
-        return meta
+        return self.workspace.meta()
 
     def _scan(self) -> dict[str, Any]:
         _log.info("reading %d files", len(self.sources))
