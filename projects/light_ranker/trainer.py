@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from tml.common.errors import ConfigError, LaunchError
+from tml.common.errors import ConfigError, DataError, LaunchError
 from tml.common.modules.calibrators import Isotonic
 from tml.common.tracking.record import ExperimentRecord
 from tml.core.config import parse_config
@@ -220,6 +220,12 @@ class LightRanker:
         """
         trained = self._load()
         columns = {name: table.column(name) for name in table.column_names} if isinstance(table, pa.Table) else table
+        if not isinstance(columns, Mapping):
+            raise DataError(
+                "rows are not given as columns", where="predict", value=type(table).__name__,
+                limit="an Arrow table, or one sequence of values for each column",
+                fix="of a list of rows, pyarrow.Table.from_pylist makes a table",
+            )  # fmt: skip
         rows = self._encoder().encode(columns)
         with torch.no_grad():
             outputs = trained.model.eval()(batch_in_memory(trained.spec, trained.model.slots, rows))[1]

@@ -89,6 +89,9 @@ def test_the_model_answers_for_raw_rows(model):
     assert ((found["click"] >= 0) & (found["click"] <= 1)).all()
     with pytest.raises(DataError, match="column is missing"):
         model.predict({"user_id": [1], "age": [1.0]})
+    for rows in ([{"user_id": 1, "tweet_id": 3, "age": 1.0}], "user_id", None):
+        with pytest.raises(DataError, match=r"rows are not given as columns[\s\S]*Table\.from_pylist"):
+            model.predict(rows)  # type: ignore[arg-type]
 
 
 def test_an_evaluation_and_a_checkpoint_follow_every_epoch(model):
