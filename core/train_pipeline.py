@@ -7,9 +7,9 @@
     except StopIteration:          # every batch that `batches` gave has been trained
         pass
 
-Two engines stand behind one door. `plain` copies a batch to the device while the one before computes; `sparse_dist`
-also sends the ids of the next batch between ranks. Both call `model(batch) -> (loss, outputs)`. Tables are updated
-inside backward, so the finite check comes before it.
+Two engines stand behind one door. `plain` copies a batch to the device while the one before computes (a processor has
+nothing to copy); `sparse_dist` also sends the ids of the next batch between ranks. Both call
+`model(batch) -> (loss, outputs)`. Tables are updated inside backward, so the finite check comes before it.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class TrainPipeline:
     ) -> None:
         self.engine = choose_engine(engine, model, device)
         self._forward = _Forward(model, device, amp, guard or (lambda result: None))
-        kind = _SparseDist if self.engine == "sparse_dist" else _Plain
+        kind = _SparseDist if self.engine == "sparse_dist" else _OnHost if device.type == "cpu" else _Plain
         self._engine: Any = kind(self._forward, optimizers, device)
         self.pipelined_modules = pipelined_modules(model) if self.engine == "sparse_dist" else []
         if self.engine == "sparse_dist":
@@ -229,6 +229,31 @@ class _Forward(nn.Module):
             losses.backward()
 
 
+class _OnHost:
+    """A step where there is nothing to copy and nobody to wait for.
+
+    Torchrec's pipelines would mark each of their stages for a profiler and ask every tensor of a batch where it lies,
+    half a millisecond in all.
+    """
+
+    def __init__(self, forward: _Forward, optimizers: Any, device: torch.device) -> None:
+        self._forward, self._optimizers = forward, optimizers
+
+    def progress(self, batches: Iterator[Any]) -> StepResult:
+        with phase("read"):
+            batch = next(batches)
+        self._optimizers.zero_grad()
+        with phase("forward"):
+            loss, result = self._forward(batch)
+        self._forward.backward(loss)
+        with phase("update"):
+            self._optimizers.step()
+        return result
+
+    def reset(self) -> None:
+        """Nothing is under way between steps."""
+
+
 class _Plain(TrainPipelineBase):  # type: ignore[type-arg]
     def __init__(self, forward: _Forward, optimizers: Any, device: torch.device) -> None:
         super().__init__(forward, optimizers, device)
@@ -236,12 +261,6 @@ class _Plain(TrainPipelineBase):  # type: ignore[type-arg]
 
     def _backward(self, losses: Tensor) -> None:
         self._checked.backward(losses)
-
-    def _copy_batch_to_gpu(self, cur_batch: Any) -> None:
-        if self._device.type == "cpu":  # where it is already: asking each of its tensors takes .3 ms
-            self._cur_batch = cur_batch
-        else:
-            super()._copy_batch_to_gpu(cur_batch)
 
 
 class _SparseDist(TrainPipelineSparseDist):  # type: ignore[type-arg]

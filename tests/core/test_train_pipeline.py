@@ -18,6 +18,7 @@ from tests.core.id_batches import NUM_IDS, IdBatch, id_batch
 from tests.distributed import RankFailure, run_ranks
 from tml.common.batch import Cursor
 from tml.common.errors import ConfigError, NonFiniteError
+from tml.core import train_pipeline
 from tml.core.batch_stream import accumulate
 from tml.core.train_pipeline import FiniteGuard, TrainPipeline, choose_engine, pipelined_modules
 
@@ -59,7 +60,14 @@ def _sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.1)
 
 
-def test_b18_every_batch_is_trained_before_the_end() -> None:
+@pytest.fixture(params=["on the host", "copying"])
+def plain_engine(request, monkeypatch) -> None:
+    """Both of the plain engines on a processor: the copying one is the GPU's."""
+    if request.param == "copying":
+        monkeypatch.setattr(train_pipeline, "_OnHost", train_pipeline._Plain)
+
+
+def test_b18_every_batch_is_trained_before_the_end(plain_engine) -> None:
     model, seen = _model(), []
     optimizer = _sgd(model)
     pipeline = TrainPipeline(model, optimizer, _CPU, guard=lambda result: seen.append(result.batch.cursor.row))
@@ -67,7 +75,7 @@ def test_b18_every_batch_is_trained_before_the_end() -> None:
     assert seen == [4, 8, 12, 16, 20]
 
 
-def test_a_step_is_one_update_by_the_gradient_of_its_batch() -> None:
+def test_a_step_is_one_update_by_the_gradient_of_its_batch(plain_engine) -> None:
     model, reference = _model(), _model()
     result = TrainPipeline(model, _sgd(model), _CPU).step(iter([id_batch(0)]))
     loss, outputs = reference(id_batch(0))
@@ -84,7 +92,7 @@ def test_the_loss_of_a_result_carries_no_graph() -> None:
     assert not TrainPipeline(model, _sgd(model), _CPU).step(iter([id_batch(0)])).loss.requires_grad
 
 
-def test_fault_23_non_finite_loss_stops_before_any_parameter_changes(tmp_path) -> None:
+def test_fault_23_non_finite_loss_stops_before_any_parameter_changes(plain_engine, tmp_path) -> None:
     model = _model()
     bad = id_batch(0)
     bad.labels[0] = math.nan
