@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import yaml
 
 from tml.common.errors import DataError
 from tml.projects.light_ranker.data.files import find_files
 from tml.projects.light_ranker.features.config import TextConfig
 from tml.projects.light_ranker.features.feature_file import feature_line
+from tml.projects.light_ranker.features.kinds import feature_name
 from tml.projects.light_ranker.features.profile import Profile, constant_within, follows, numbers_of, profile_column
 from tml.projects.light_ranker.features.raw_columns import as_array
 from tml.projects.light_ranker.features.spec import Side
@@ -39,6 +41,11 @@ _NUMBER = re.compile(
 _REQUEST = re.compile(r"^(request|session|query|impression)_?(id|uuid)?$", re.I)
 _USER = re.compile(r"^(user|viewer|member|customer|device|session|query|request)|_user(_|$)", re.I)
 _FEW, _MANY, _EPOCHS = 20, 10_000, ((1e9, 2.2e9), (1e12, 2.2e12))
+
+
+def words_of(name: str) -> str:
+    """A column's name as words with underscores between them: `requestId`, `Request ID` and `request-id` are one."""
+    return re.sub(r"[^0-9A-Za-z.]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)).strip("_").lower()
 
 
 @dataclass
@@ -106,7 +113,7 @@ class _Inspector:
         for name, profile in self._profiles.items():
             if name == self._click:
                 proposal.labels.insert(0, feature_line(_label(profile), "guessed by its name and its two values"))
-            elif _WEIGHT.search(name) and profile.kind in ("int", "float") and profile.numbers.min() >= 0:
+            elif _WEIGHT.search(words_of(name)) and profile.kind in ("int", "float") and profile.numbers.min() >= 0:
                 proposal.weight = name
             elif _is_watch_time(profile) and not any("watch_time" in line for line in proposal.labels):
                 column = {} if name == "watch_time" else {"column": name}
@@ -117,20 +124,37 @@ class _Inspector:
         return proposal
 
     def _find_click(self) -> str | None:
-        found = [p.name for p in self._profiles.values() if _CLICK.search(p.name) and (p.is_binary or _is_yes_no(p))]
+        found = [
+            p.name
+            for p in self._profiles.values()
+            if _CLICK.search(words_of(p.name)) and (p.is_binary or _is_yes_no(p))
+        ]
         return min(found, key=lambda name: ("click" not in name.lower(), len(name))) if found else None
 
     def _propose_feature(self, profile: Profile, proposal: _Proposal) -> None:
         reason = self._why_not(profile)
-        if reason and profile.is_binary and (_AFTER.search(profile.name) or _CLICK.search(profile.name)):
-            proposal.comment_out(proposal.labels, {"name": profile.name, "kind": "binary"}, reason)
+        if (
+            reason
+            and profile.is_binary
+            and (_AFTER.search(words_of(profile.name)) or _CLICK.search(words_of(profile.name)))
+        ):
+            proposal.comment_out(proposal.labels, {**self._name(profile), "kind": "binary"}, reason)
             return
-        values = {"name": profile.name, **_kind(profile), "side": self._side(profile)}
+        values = {**self._name(profile), **_kind(profile), "side": self._side(profile)}
         values = {key: values[key] for key in ("name", "kind", "side", *values)}
         if reason:
             proposal.comment_out(proposal.features, values, reason)
         else:
             proposal.features.append(feature_line(values, _described(profile)))
+
+    def _name(self, profile: Profile) -> dict[str, str]:
+        """The feature's name, and the column's where that cannot be one."""
+        name = feature_name(profile.name)
+        if name == profile.name:
+            return {"name": name}
+        while name in self._columns:
+            name += "_"
+        return {"name": name, "column": profile.name}
 
     def _why_not(self, profile: Profile) -> str | None:
         """Why a column is no feature, or None."""
@@ -139,13 +163,17 @@ class _Inspector:
             return "no values" if profile.kind == "empty" else f"of a type that is no feature: {profile.examples[0]}"
         if profile.num_distinct == 1 and not profile.null_share:
             return "has one value only"
-        if _AFTER.search(profile.name) or _CLICK.search(profile.name) or self._follows_click(profile):
+        if (
+            _AFTER.search(words_of(profile.name))
+            or _CLICK.search(words_of(profile.name))
+            or self._follows_click(profile)
+        ):
             return "may be known only after the event; if it is known before, remove the comment sign"
-        if profile.kind == "time" or _TIME.search(profile.name) or _is_epoch(profile):
+        if profile.kind == "time" or _TIME.search(words_of(profile.name)) or _is_epoch(profile):
             return "a time: good for --split-time, no feature by itself"
         if profile.kind in ("int", "text") and profile.num_distinct > 0.95 * num_rows and num_rows >= 100:
             return "differs in nearly every row: names the row, and cannot be learnt from"
-        if _REQUEST.match(profile.name):
+        if _REQUEST.match(words_of(profile.name)):
             return "names a request: good for --group, no feature by itself"
         return None
 
@@ -159,7 +187,7 @@ class _Inspector:
         if self._group is not None:
             same = constant_within(self._columns[self._group], self._columns[profile.name])
             return "user" if same else "candidate"
-        return "user" if _USER.search(profile.name) else "candidate"
+        return "user" if _USER.search(words_of(profile.name)) else "candidate"
 
 
 def _label(profile: Profile) -> dict[str, Any]:
@@ -177,11 +205,13 @@ def _is_yes_no(profile: Profile) -> bool:
 
 
 def _is_watch_time(profile: Profile) -> bool:
-    return bool(_WATCH.search(profile.name)) and profile.kind in ("int", "float") and profile.numbers.min() >= 0
+    return (
+        bool(_WATCH.search(words_of(profile.name))) and profile.kind in ("int", "float") and profile.numbers.min() >= 0
+    )
 
 
 def _milliseconds(name: str) -> dict[str, float]:
-    return {"scale": 0.001} if re.search(r"(^|_)(ms|millis|milliseconds)($|_)", name, re.I) else {}
+    return {"scale": 0.001} if re.search(r"(^|_)(ms|millis|milliseconds)($|_)", words_of(name), re.I) else {}
 
 
 def _is_epoch(profile: Profile) -> bool:
@@ -205,9 +235,9 @@ def _kind(profile: Profile) -> dict[str, Any]:
 
 def _looks_like_ids(profile: Profile) -> bool:
     """Names first; then few values, or values spread over their range as ids are and counts are not."""
-    if _NUMBER.search(profile.name):
+    if _NUMBER.search(words_of(profile.name)):
         return False
-    if _ID.search(profile.name) or profile.num_distinct <= _FEW:
+    if _ID.search(words_of(profile.name)) or profile.num_distinct <= _FEW:
         return True
     low, high = profile.numbers.min(), profile.numbers.max()
     return bool(low >= 0 and high > 1_000 and np.median(profile.numbers) > 0.2 * high)
@@ -238,9 +268,9 @@ def _text(proposal: _Proposal, group: str | None, text: TextConfig, source: str)
     lines += ["labels:\n" if any(not line.lstrip().startswith("#") for line in proposal.labels) else _NO_LABEL]
     lines += proposal.labels
     if proposal.weight:
-        lines.append(f"weight: {{column: {proposal.weight}}}\n")
+        lines.append(feature_line({"column": proposal.weight}, None).replace("  - ", "weight: ", 1))
     if group:
-        lines.append(f"group: {group}\n")
+        lines.append(yaml.safe_dump({"group": group}, allow_unicode=True, width=2**31))
     if changed := text.model_dump(exclude_defaults=True):
         lines.append(feature_line(changed, None).replace("  - ", "text: ", 1))
     return "".join(lines)

@@ -10,7 +10,24 @@ from pydantic import AfterValidator, Field, model_validator
 from tml.core.config.base_config import BaseConfig
 from tml.projects.light_ranker.features.spec import BinEncoding, DiscretizerKind, Pooling, Side, Transform
 
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^/\\\x00-\x1f]+$")]
+_NOT_IN_NAMES = re.compile(r"[/\\\x00-\x1f]")
+
+
+def feature_name(column: str) -> str:
+    """A column's name as that of a feature: files are named by features, so slashes become underscores."""
+    return _NOT_IN_NAMES.sub("_", column)
+
+
+def _name(name: str) -> str:
+    if feature_name(name) != name:
+        raise ValueError(
+            f"a name holds no slash, backslash or control character: write name: {feature_name(name)!r} and the "
+            "table's own name as `column`"
+        )
+    return name
+
+
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_name)]
 Column = Annotated[str, Field(min_length=1)]
 Value = str | int | float | bool
 IdType = Literal["auto", "int", "string"]

@@ -88,14 +88,32 @@ def _text_profile(name: str, present: pa.Array, null_share: float) -> Profile:
             return replace(numbers, is_integer_text=_is_integer_text(present))
         except pa.ArrowInvalid:
             pass
+    if _is_time(present):
+        return Profile(
+            name, "time", null_share, pc.count_distinct(present).as_py(), np.empty(0), examples=_shown(present)
+        )
     for separator in _SEPARATORS:
         share = np.mean([separator in text for text in head])
         items = {item for text in head for item in text.split(separator)}
-        if share > 0.2 and len(items) < 0.5 * sum(text.count(separator) + 1 for text in head):
+        num_items = sum(text.count(separator) + 1 for text in head)
+        # Names have spaces too: their words are then no fewer than the names, as those of tags are.
+        most = min(0.5 * num_items, len(set(head))) if separator == " " else 0.5 * num_items
+        if share > 0.2 and len(items) < most:
             lists = pc.split_pattern(present, pattern=separator)
             found = _list_profile(name, lists, null_share, separator)
             return replace(found, is_integer_text=_is_integer_text(lists.flatten()))
     return Profile(name, "text", null_share, pc.count_distinct(present).as_py(), np.empty(0), examples=_shown(present))
+
+
+def _is_time(texts: pa.Array) -> bool:
+    """Whether every text is a date, or a date and a time, as ISO 8601 writes them."""
+    for zone in (None, "UTC"):
+        try:
+            texts.cast(pa.timestamp("us", zone))
+            return True
+        except pa.ArrowInvalid:
+            pass
+    return False
 
 
 def _list_profile(name: str, present: pa.Array, null_share: float, separator: str | None) -> Profile:

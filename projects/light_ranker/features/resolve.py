@@ -21,6 +21,7 @@ from tml.projects.light_ranker.features.kinds import (
     TargetEncodingConfig,
     VectorConfig,
     VocabularyConfig,
+    feature_name,
 )
 from tml.projects.light_ranker.features.tables import check_columns
 
@@ -65,7 +66,8 @@ def _expanded(config: FeatureConfig, schema: pa.Schema, where: str) -> Iterator[
             )  # fmt: skip
         taken.update(found)
         for name in found:
-            yield feature.model_copy(update={"name": name, "match": None})
+            column = {"column": name} if feature_name(name) != name else {}
+            yield feature.model_copy(update={"name": feature_name(name), **column, "match": None})
 
 
 def check_types(features: list[AnyFeature], schema: pa.Schema, where: str) -> None:
@@ -87,6 +89,7 @@ def check_types(features: list[AnyFeature], schema: pa.Schema, where: str) -> No
 
 def _contradiction(feature: AnyFeature, kind: pa.DataType) -> tuple[str, str] | None:
     """What the column should be and how to mend it, or None if it fits."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     many, text = raw_columns.is_list(kind), raw_columns.is_text(kind)
     if pa.types.is_null(kind):
         return None

@@ -117,6 +117,11 @@ CLICKED = RNG.integers(0, 2, N)
         ("duration", RNG.integers(0, 100, N), "only after the event"),
         ("label", CLICKED, "only after the event"),
         ("bonus", CLICKED * RNG.random(N), "only after the event"),
+        ("Request ID", RNG.integers(0, 40, N), "names a request"),
+        ("requestId", RNG.integers(0, 40, N), "names a request"),
+        ("Event Time", RNG.integers(0, 40, N), "a time"),
+        ("shown", [f"2026-01-{i % 28 + 1:02} 00:0{i % 7}:10" for i in range(N)], "a time"),
+        ("shown", [f"2026-01-{i % 28 + 1:02}T00:0{i % 7}:10Z" for i in range(N)], "a time"),
         ("time_ms", 1_700_000_000_000 + np.arange(N), "a time"),
         ("when", 1_700_000_000 + np.arange(N), "a time"),
         ("row", [f"r{i}" for i in range(N)], "names the row"),
@@ -154,6 +159,56 @@ def test_kinds_are_guessed_by_names_and_values(tmp_path: Path, name, values, kin
         values = values[RNG.integers(0, 200, N)]
     path = write_table(tmp_path / "t.parquet", click=CLICKED, **{name: values})
     assert proposal(path)[0][name]["kind"] == kind
+
+
+ODD = {
+    "User.Name": "user",
+    "item-id": "candidate",
+    "Device Type": "user",
+    "type=x/y#z": "candidate",
+    "tags": "candidate",
+}
+
+
+def _odd_table(request: np.ndarray, dictionary: bool) -> pa.Table:
+    texts = {
+        "User.Name": [f"Ünïcode {r % 7}" for r in request],
+        "Device Type": [("iOS", "web, mobile", '"quoted"')[r % 3] for r in request],
+        "tags": ["|".join(map(str, sorted({i % 5, i % 7, i % 9}))) for i in range(N)],
+    }
+    arrays = {name: pa.array(values) for name, values in texts.items()}
+    if dictionary:
+        arrays = {name: array.dictionary_encode() for name, array in arrays.items()}
+    numbers = {"item-id": np.arange(N) % 50, "type=x/y#z": np.arange(N) / N, "Watch Time (ms)": CLICKED * 500}
+    return pa.table({"a: request": request, **arrays, **numbers, "isClicked": CLICKED})
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_a_proposal_for_columns_with_odd_names_and_coded_texts_prepares_as_it_is(tmp_path: Path, dictionary: bool):
+    pq.write_table(_odd_table(np.arange(N) // 8, dictionary), tmp_path / "t.parquet")
+    features, others, _ = proposal(tmp_path / "t.parquet", "a: request")
+    features.pop("a: request")
+    assert {f.get("column", name): f["side"] for name, f in features.items()} == ODD
+    assert {name: f["kind"] for name, f in features.items()} == {
+        "User.Name": "categorical", "item-id": "categorical", "Device Type": "categorical", "type=x_y#z": "continuous",
+        "tags": "ids",
+    }  # fmt: skip
+    assert others["labels"] == [
+        {"name": "click", "kind": "binary", "column": "isClicked"},
+        {"name": "watch_time", "kind": "nonnegative", "column": "Watch Time (ms)", "scale": 0.001},
+    ]
+    assert others["group"] == "a: request"
+    config = yaml.safe_load(propose([str(tmp_path / "t.parquet")], "a: request"))
+    run(tmp_path, config, str(tmp_path / "t.parquet"))
+    assert rows(tmp_path)["x.type=x_y#z"][:2] == pytest.approx([0, 1 / N])
+
+
+def test_slashes_in_names_of_columns_become_no_folders(tmp_path: Path):
+    path = write_table(tmp_path / "t.parquet", **{"a/b": ["x", "y"] * 4, "click": [0, 1] * 4})
+    with pytest.raises(ConfigError, match=r"no slash[\s\S]*'a_b'[\s\S]*`column`"):
+        run(tmp_path, {"features": [{"name": "a/b", "kind": "categorical", "side": "user"}]}, path)
+    run(tmp_path, {"features": [{"match": "a.*", "kind": "categorical", "side": "user"}]}, path)
+    assert (tmp_path / "out/vocab/a_b.parquet").is_file()
 
 
 def test_labels_of_text_and_milliseconds_are_scaled_and_named(tmp_path: Path):
