@@ -230,8 +230,39 @@ def test_the_configs_of_the_benchmarks_are_valid(module):
 def test_the_seconds_of_a_call_are_never_an_input():
     features = FeatureConfig.model_validate(yaml.safe_load(bank_marketing.FEATURES.read_text()))
     for column in ("duration", "y"):
-        assert not [f for f in features.features if (f.name == column) or (f.match and re.fullmatch(f.match, column))]
+        patterns = [f.match for f in features.features if getattr(f, "match", None)]
+        assert not [f for f in features.features if f.name == column or column in f.columns]
+        assert not [pattern for pattern in patterns if re.fullmatch(pattern, column)]
     assert "duration" not in (*bank_marketing.NUMBERS, *bank_marketing.CATEGORIES)
+
+
+def test_rates_stand_beside_the_rows_that_they_were_made_of(tmp_path):
+    for split, click in (("train", [1, 0, 0]), ("valid", [1]), ("test", [0, 1])):
+        (tmp_path / "rows").mkdir(exist_ok=True)
+        (tmp_path / "encoded" / split).mkdir(parents=True)
+        pq.write_table(pa.table({"age": range(len(click)), "click": click}), tmp_path / "rows" / f"{split}.parquet")
+        rates = {
+            "x.age": [0.0] * len(click),
+            "v.rate.0": [5.0 + one for one in click],
+            "y.y": [float(n) for n in click],
+        }
+        pq.write_table(pa.table(rates), tmp_path / "encoded" / split / "00000-a.parquet")
+    folder, numbers = bank_marketing._with_rates(tmp_path / "rows", tmp_path / "encoded")
+    assert numbers == (*bank_marketing.NUMBERS, "v.rate.0")
+    assert pq.read_table(folder / "test.parquet").to_pydict() == {
+        "age": [0, 1],
+        "click": [0, 1],
+        "v.rate.0": [5.0, 6.0],
+    }
+    with pytest.raises(AssertionError):
+        bank_marketing._with_rates(tmp_path / "rows", _swapped(tmp_path / "encoded"))
+
+
+def _swapped(encoded):
+    """The same encoded rows with those of a split in another order."""
+    path = next((encoded / "test").glob("*.parquet"))
+    pq.write_table(pq.read_table(path).take([1, 0]), path)
+    return encoded
 
 
 def _impressions(folder, rows):
