@@ -86,8 +86,7 @@ class Layers {
 #pragma omp for schedule(dynamic, 1)
       for (int64_t first = 0; first < a.num_examples; first += kBlock) {
         const int64_t count = std::min(kBlock, a.num_examples - first);
-        join_parts(first, count, values.data());
-        keep(0, first, count, values.data());
+        keep_parts(first, count, values.data());
         for (int l = 0; l < num_hidden; l++) {
           const int64_t units = padded(a.layers[l].num_units);
           multiply<Kind>(count, units, ceil_div(a.layers[l].num_inputs, Kind::kPerWord), input(l, first), words_of_inputs(l), 1,
@@ -180,13 +179,21 @@ class Layers {
     return pairs;
   }
 
-  void join_parts(int64_t first, int64_t count, float *values) const {
+  // The parts side by side as the first layer's input. Parts that fill whole vectors go there at once, the others by way of `values`.
+  void keep_parts(int64_t first, int64_t count, float *values) const {
+    Word *to = input(0, first);
+    const int64_t words = words_of_inputs(0), end = Kind::kPerWord * words;
+    int part = 0;
+    int64_t column = 0;
+    for (; part < a.num_parts && a.widths[part] % kStrip == 0; column += a.widths[part++])
+      Kind::pair_columns(count, a.widths[part], a.parts[part] + first * a.widths[part], a.widths[part], to + column / Kind::kPerWord, words);
     for (int64_t i = 0; i < count; i++) {
-      float *to = values + i * stride;
-      for (int part = 0; part < a.num_parts; part++)
-        to = std::copy_n(a.parts[part] + (first + i) * a.widths[part], a.widths[part], to);
-      std::fill(to, values + i * stride + Kind::kPerWord * words_of_inputs(0), 0.0f);
+      float *next = values + i * stride + column;
+      for (int other = part; other < a.num_parts; other++)
+        next = std::copy_n(a.parts[other] + (first + i) * a.widths[other], a.widths[other], next);
+      std::fill(next, values + i * stride + end, 0.0f);
     }
+    Kind::pair_columns(count, end - column, values + column, stride, to + column / Kind::kPerWord, words);
   }
 
   void split_parts(int64_t first, int64_t count, const float *by_input) const {
@@ -216,13 +223,14 @@ class Layers {
     const int64_t units = padded(a.layers[l].num_units), end = Kind::kPerWord * words_of_inputs(l + 1);
     for (int64_t i = 0; i < count; i++) {
       float *row = values + i * stride;
-      for (int64_t unit = 0; unit < units; unit += kLanes) store(row + unit, load(row + unit) + load(bias + unit));
       if (l == 0)
-        for (int64_t o = 0; o < num_outputs; o++)
-          a.outputs[(first + i) * num_outputs + o] = a.is_wide ? row[num_rectified(0) + o] : 0.0f;
+        for (int64_t o = 0; o < num_outputs; o++) {
+          const int64_t unit = num_rectified(0) + o;
+          a.outputs[(first + i) * num_outputs + o] = a.is_wide ? row[unit] + bias[unit] : 0.0f;
+        }
       // NaN must come through: it is not below zero.
       for (int64_t unit = 0; unit < units; unit += kLanes) {
-        Floats x = load(row + unit);
+        Floats x = load(row + unit) + load(bias + unit);
         store(row + unit, where(x < 0.0f, splat(0), x));
       }
       std::fill(row + num_rectified(l), row + end, 0.0f);

@@ -163,7 +163,10 @@ class TrainDataConfig(DataConfig):
     per_replica_batch_size: int | None = Field(default=None, ge=1, le=2**24, description="Rows of a step on each rank.")
     shuffle: bool = Field(default=True, description="Shuffle the rows of an epoch.")
     shuffle_window_rows: int = Field(
-        default=500_000, ge=1, description="Rows that are shuffled among each other, at least; memory grows with it."
+        default=200_000,
+        ge=1,
+        description="Rows that are shuffled among each other, at least; memory and the wait for the first step grow "
+        "with it.",
     )
     keep_rate: float = Field(
         default=1.0, gt=0, le=1, description="Share of the rows that are used, drawn anew by the seed in each epoch."
