@@ -54,6 +54,7 @@ class _Proposal:
 
     features: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
+    ids: list[Profile] = field(default_factory=list)
     weight: str | None = None
 
     def comment_out(self, section: list[str], values: dict[str, Any], reason: str) -> None:
@@ -121,6 +122,7 @@ class _Inspector:
                 proposal.labels.append(feature_line(watch, "guessed by its name; known only after the event"))
             else:
                 self._propose_feature(profile, proposal)
+        self._propose_rate(proposal)
         return proposal
 
     def _find_click(self) -> str | None:
@@ -146,6 +148,23 @@ class _Inspector:
             proposal.comment_out(proposal.features, values, reason)
         else:
             proposal.features.append(feature_line(values, _described(profile)))
+            proposal.ids += [profile] if values["kind"] == "categorical" else []
+
+    def _propose_rate(self, proposal: _Proposal) -> None:
+        """A target encoding of the id with the most values, of those that occur often; commented out, as only the user
+        knows whether rates of the training's time are of use in serving."""
+        num_rows = len(next(iter(self._columns.values())))
+        often = [profile for profile in proposal.ids if _FEW < profile.num_distinct <= num_rows / _FEW]
+        if self._click is None or not often:
+            return
+        profile = max(often, key=lambda one: one.num_distinct)
+        name = f"{feature_name(profile.name)}_rate"
+        while name in self._columns:
+            name += "_"
+        values = {"name": name, "kind": "target_encoding", "side": self._side(profile), "keys": [profile.name]}
+        values |= {"types": ["int"]} if profile.is_integer_text else {}
+        reason = "past clicks of an id: good if the same ids come again"
+        proposal.comment_out(proposal.features, {**values, "label": "click"}, reason)
 
     def _name(self, profile: Profile) -> dict[str, str]:
         """The feature's name, and the column's where that cannot be one."""

@@ -262,3 +262,16 @@ def test_the_commands_lead_from_nothing_to_prepared_rows(tmp_path: Path):
         tml("inspect @/clicks/train --out @/f.yaml")
     with pytest.raises(ConfigError, match=r"START\.\.END"):
         tml("prepare --features @/f.yaml --train @/clicks/train --train-dates 2026-01-01 --out @/q")
+
+
+def test_rates_of_the_id_with_most_values_are_proposed_behind_a_comment_sign(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    columns = {name: rng.integers(0, most, 4000) for name, most in (("user_id", 100), ("item_id", 50), ("ad_id", 3000))}
+    path = write_table(tmp_path / "t.csv", **columns, click=rng.integers(0, 2, 4000))
+    text = propose([path])
+    [line] = [line for line in text.splitlines() if "target_encoding" in line]
+    assert line.startswith("  # - {name: user_id_rate, ")
+    text = text.replace("# - {name: user_id_rate", "- {name: user_id_rate")
+    config = parse_config(FeatureConfig, yaml.safe_load(text))
+    [rate] = config.target_encodings()
+    assert (rate.keys, rate.types, rate.side, rate.label) == (["user_id"], ["int"], "user", "click")
