@@ -150,7 +150,7 @@ class Encoder:
         Args:
             columns: as for `encode`.
             faults: of these rows.
-            fold_draws: float64 [B], the folds of training rows by `rows.fold_draws`, NaN for others; None: all are.
+            fold_draws: float64 [B], for training rows the draw of `rows.fold_draws`, NaN for others; None: all NaN.
 
         Raises:
             DataError: as for `encode`, where `bad_values` says error.
