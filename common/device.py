@@ -136,21 +136,22 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def gather_numbers(values: Sequence[float]) -> torch.Tensor:
+def gather_numbers(values: Sequence[float]) -> list[list[float]]:
     """What every rank says, on every rank.
 
     Args:
         values: n numbers, the same n on all ranks.
 
     Returns:
-        float64 [world size, n] on the CPU.
+        The n numbers of each rank, as float64.
     """
-    mine = torch.tensor([float(value) for value in values], dtype=torch.float64)
+    numbers = [float(value) for value in values]
     if world_size() == 1:
-        return mine[None]
+        return [numbers]
+    mine = torch.tensor(numbers, dtype=torch.float64)
     gathered = torch.empty(world_size() * len(mine), dtype=torch.float64)
     dist.all_gather(list(gathered.split(len(mine))), mine, group=cpu_group())
-    return gathered.view(world_size(), len(mine))
+    return gathered.view(world_size(), len(mine)).tolist()
 
 
 def gather_objects(value: Any) -> list[Any]:

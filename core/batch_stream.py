@@ -83,7 +83,7 @@ class StopRequest:
 
     def poll(self) -> bool:
         """True once any rank has asked for a stop. All ranks have to poll together."""
-        self.learn(gather_numbers([self.asked])[:, 0].tolist())
+        self.learn([told for [told] in gather_numbers([self.asked])])
         return self.agreed > StopKind.NONE
 
 
@@ -231,8 +231,8 @@ class AgreedBatches:
         """
         status, item = self._source.get(lambda: self._stop.asked > StopKind.NONE)
         told = gather_numbers([status, self._stop.asked])
-        self._stop.learn(told[:, 1].tolist())
-        statuses = [Status(int(number)) for number in told[:, 0].tolist()]
+        self._stop.learn([asked for _, asked in told])
+        statuses = [Status(int(number)) for number, _ in told]
         if max(statuses) == Status.ERROR:
             raise _data_failure(statuses, item)
         if max(statuses) != Status.BATCH:

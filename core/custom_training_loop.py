@@ -148,7 +148,7 @@ def evaluate(
         raise EvaluationInterrupted
     if num_done == 0:
         raise DataError("nothing to evaluate", limit="at least one batch", fix="check the evaluation data's files")
-    weighted, weight = gather_numbers(sums.tolist()).sum(0).tolist()
+    weighted, weight = (sum(told) for told in zip(*gather_numbers(sums.tolist()), strict=True))
     computed = {} if metrics is None else {name: float(value) for name, value in metrics.compute().items()}
     return {"loss": weighted / weight} | computed
 

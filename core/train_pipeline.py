@@ -77,15 +77,15 @@ class FiniteGuard:
         self._step += 1
         if self._step % self._every_n:
             return
-        losses = gather_numbers([float(result.loss)])[:, 0]
-        bad = [number for number, loss in enumerate(losses.tolist()) if not math.isfinite(loss)]
+        losses = [loss for [loss] in gather_numbers([float(result.loss)])]
+        bad = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
         if not bad:
             return
         path = self._save_batch(result) if rank() in bad else None
         raise NonFiniteError(
             "the loss is not finite",
             where=f"step {self._step}, rank {bad[0]}" + (f"; its batch is in {path}" if path else ""),
-            value=float(losses[bad[0]]),
+            value=losses[bad[0]],
             limit="a finite number",
             fix="lower the learning rate or look for bad values in the batch; the last checkpoint is from before it",
         )

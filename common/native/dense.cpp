@@ -18,7 +18,7 @@
 
 namespace {
 
-constexpr int64_t kBlock = 96;        // examples that go through the layers together: 8 tiles
+constexpr int64_t kBlock = 48;        // examples that go through the layers together: 4 tiles
 constexpr int64_t kSumBlock = 256;    // examples of a product that gives derivatives by weights
 constexpr int64_t kStrip = 2 * kLanes;
 

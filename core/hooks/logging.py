@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -65,7 +66,7 @@ class LoggingHook(Hook):
     def _log(self, loop: TrainLoop) -> None:
         # One number leaves the device per line, not one per step.
         mine = float(torch.stack(self._losses).mean())
-        loss = float(gather_numbers([mine])[:, 0].mean())
+        loss = statistics.fmean(told for [told] in gather_numbers([mine]))
         loop.state.loss = loss
         evaluating = loop.evaluation_seconds - self._last_evaluating
         seconds = max(self._clock() - self._last_time - evaluating, 1e-9)

@@ -166,7 +166,7 @@ def test_memory_info_of_the_cpu_is_in_bytes() -> None:
 
 
 def _meet() -> tuple[list[list[float]], list[str]]:
-    return device.gather_numbers([device.rank(), 0.5]).tolist(), device.gather_objects(f"rank {device.rank()}")
+    return device.gather_numbers([device.rank(), 0.5]), device.gather_objects(f"rank {device.rank()}")
 
 
 def test_every_rank_hears_every_rank() -> None:

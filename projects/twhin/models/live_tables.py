@@ -69,7 +69,7 @@ class ShardedSource:
     def rows(self, table: str, ids: Tensor) -> Tensor:
         """Rows `[K, D]`, float32, of this rank's `ids`; ranks may ask for different numbers."""
         # Gloo needs equal parts, so ranks with fewer ids ask for row 0 as well.
-        longest = int(gather_numbers([float(len(ids))]).max())
+        longest = int(max(gather_numbers([len(ids)]))[0])
         padded = torch.zeros(max(longest, 1), dtype=torch.int64)
         padded[: len(ids)] = ids + self._layout.offset[table]
         groups = torch.full_like(padded, self._layout.group_index[table])
