@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tml.common.checkpointing.reading import read_extra as read_extra
     from tml.common.checkpointing.retention import Best as Best
     from tml.common.checkpointing.watch import iterate_new as iterate_new
+    from tml.common.checkpointing.whole_run import lock_of_whole_run as lock_of_whole_run
 
 _HOMES = {
     "Best": "retention",
@@ -24,6 +25,7 @@ _HOMES = {
     "iter_row_blocks": "reading",
     "iterate_new": "watch",
     "load_tensors": "reading",
+    "lock_of_whole_run": "whole_run",
     "read_extra": "reading",
 }
 

@@ -21,6 +21,7 @@ from tml.common.checkpointing.ranks import Ranks
 from tml.common.checkpointing.reading import Checkpoint, candidates, first_sound, require_directory
 from tml.common.checkpointing.retention import Best
 from tml.common.checkpointing.save import SaveJob, extra_as_json
+from tml.common.checkpointing.whole_run import is_held
 from tml.common.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ class CheckpointManager:
         max_to_keep: how many checkpoints to keep beside the best one; None keeps all.
         async_save: write in the background; `save` returns once the tensors are copied to CPU memory.
         strict: a damaged newest checkpoint is an error instead of a reason to take the one before.
-        lock: refuse to share the directory with another writer. Readers pass False.
+        lock: refuse to share the directory with another writer. Readers pass False. Within `lock_of_whole_run` it is
+            the run that holds the lock.
         alone: this process reads by itself, whether or not it is one of several ranks; the others are not waited for.
 
     Raises:
@@ -65,7 +67,7 @@ class CheckpointManager:
         self._pending: Future[None] | None = None
         self._pending_step: int | None = None
         self._written: set[int] = set()
-        self._lock = DirectoryLock(self.directory) if lock else None
+        self._lock = DirectoryLock(self.directory) if lock and not is_held(self.directory) else None
         # Runs at close, or when the manager is forgotten, or at the end of the program.
         self._release = weakref.finalize(self, self._lock.release) if self._lock is not None else lambda: None
         self._ranks.run_on_first("opening the checkpoint directory", self._open)

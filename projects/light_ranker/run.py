@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from tml.common.checkpointing import CheckpointManager
+from tml.common.checkpointing import CheckpointManager, lock_of_whole_run
 from tml.common.device import gather_objects, rank
 from tml.common.errors import ConfigError
 from tml.common.modules.calibrators import Isotonic
@@ -173,14 +173,20 @@ def _is_exported(config: LightRankerConfig, folder: Path) -> bool:
     return True
 
 
+def _run_writer(config: LightRankerConfig, task: str, device: torch.device) -> int:
+    if task == "calibrate":
+        calibrate(config)
+        return 0
+    return run_all(config, device) if task == "all" else train_alone(config, device)
+
+
 def run_task(config: LightRankerConfig, task: str) -> int:
     """Run a task of `TASKS` on this rank and return the process's exit code."""
     with runtime_session(config.runtime, config.training.save_dir) as device:
-        if task in ("all", "train"):
-            return run_all(config, device) if task == "all" else train_alone(config, device)
-        if task == "calibrate":
-            calibrate(config)
-        elif task == "isotonic":
+        if task in ("all", "train", "calibrate"):
+            with lock_of_whole_run(config.training.save_dir):
+                return _run_writer(config, task, device)
+        if task == "isotonic":
             fit_isotonic_alone(config, device)
         elif task == "export":
             export(config)

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from tml.common.checkpointing import lock_of_whole_run
 from tml.common.errors import ConfigError, DataError, LaunchError
 from tml.common.modules.calibrators import Isotonic
 from tml.common.tracking.record import ExperimentRecord
@@ -138,7 +139,8 @@ class DataRecordTrainer:
             LaunchError: training was interrupted by a signal; it continues when it is called again.
         """
         config = self.config(_source(train_data), None if eval_data is None else _source(eval_data))
-        with runtime_session(config.runtime, config.training.save_dir) as device:
+        save_dir = config.training.save_dir
+        with runtime_session(config.runtime, save_dir) as device, lock_of_whole_run(save_dir):
             calibrate(config)
             run, state = run_training(config, device)
             if state.exit_code:

@@ -98,6 +98,31 @@ def test_fault_killed_in_every_phase_a_run_ends_as_an_unbroken_one_to_the_bit(se
         assert (folder / name).read_text() == (whole / name).read_text(), name
 
 
+def test_fault_a_second_run_on_the_folder_is_refused_in_every_phase_and_changes_nothing(settings):
+    folder = Path(settings["training"]["save_dir"])
+    other = {**settings, "calibration": {"sample_rate": 0.5}}
+    seen: list[str] = []
+
+    def second_run(*_: Any, **__: Any) -> None:
+        before = (folder / "calibration/normalisation.json").read_bytes()
+        for task in ("all", "calibrate", "train"):
+            with pytest.raises(RankFailure, match="another job writes into this checkpoint directory"):
+                run_ranks(run, 1, other, task)
+        assert (folder / "calibration/normalisation.json").read_bytes() == before
+        seen.append("refused")
+
+    original = program.run_training
+
+    def run_training(*arguments: Any) -> object:
+        second_run()
+        return original(*arguments)
+
+    with mock.patch.object(program, "run_training", run_training), mock.patch.object(program, "export", second_run):
+        assert run(settings) == 0
+    assert seen == ["refused", "refused"]
+    assert not (folder / "lock.json").exists()
+
+
 MODELS = {"mlp": {}, "fwfm": {"model": {"mlp": {"interaction": {"kind": "fwfm"}}}}, "lolly": LOLLY}
 
 
