@@ -106,6 +106,17 @@ class LollyLrConfig(BaseConfig):
         description="Label with the score of 0 to 100 that another model gave: its logit is learnt, not the click.",
     )
 
+    @model_validator(mode="after")
+    def _optimizer_takes_sparse_gradients(self) -> Self:
+        # Said here too, and not by the first step alone: calibration comes before it.
+        kind, section = self.optimizer.chosen
+        if kind in ("adam", "rmsprop", "rowwise_adagrad") or getattr(section, "weight_decay", 0):
+            raise ValueError(
+                f"{kind} cannot be used here: a batch touches few of the weights. Use sgd, momentum, adagrad, ftrl or "
+                "lazy_adam, without weight_decay"
+            )
+        return self
+
 
 class ModelConfig(BaseConfig):
     """What is learnt."""

@@ -39,6 +39,8 @@ def test_a_small_config_is_accepted_and_comes_back_from_its_text():
         ({"loss": {"alpha": 0}}, "nothing to learn"),
         ({"loss": {"ranking": {"kind": "ranknet"}}}, "set train_data.shuffle to false"),
         ({"model": {"lolly_lr": {}}, "loss": {"watch_time_label": "watch"}}, "one label alone"),
+        ({"model": {"lolly_lr": {"optimizer": {"rmsprop": {"learning_rate": 0.1}}}}}, "rmsprop cannot be used here"),
+        ({"model": {"lolly_lr": {"optimizer": {"sgd": {"learning_rate": 1, "weight_decay": 0.1}}}}}, "weight_decay"),
         ({"train_data": {"data_root": "x"}}, "global_batch_size"),
         ({"train_data": {"data_root": "x", "global_batch_size": 4, "keep_rate": 0}}, "keep_rate"),
         ({"calibration": {"sample_rate": 1.5}}, "sample_rate"),
