@@ -110,7 +110,7 @@ class LollyLrConfig(BaseConfig):
     def _optimizer_takes_sparse_gradients(self) -> Self:
         # Said here too, and not by the first step alone: calibration comes before it.
         kind, section = self.optimizer.chosen
-        if kind in ("adam", "rmsprop", "rowwise_adagrad") or getattr(section, "weight_decay", 0):
+        if kind in ("adam", "rmsprop", "rowwise_adagrad") or bool(getattr(section, "weight_decay", 0.0)):
             raise ValueError(
                 f"{kind} cannot be used here: a batch touches few of the weights. Use sgd, momentum, adagrad, ftrl or "
                 "lazy_adam, without weight_decay"
