@@ -19,6 +19,7 @@ from tml.projects.light_ranker.features import counting, prepare
 FEATURES = [
     {"name": "user", "kind": "categorical", "side": "user"},
     {"name": "age", "kind": "continuous", "side": "candidate"},
+    {"name": "rate", "kind": "target_encoding", "side": "user", "keys": ["user"], "label": "click"},
 ]
 CONFIG = {"features": FEATURES}
 SETTINGS = {"split_fractions": (0.8, 0.1, 0.1), "split_time": "age", "seed": 3, "row_group_size": 100}
@@ -48,10 +49,12 @@ prepare(PrepareOptions(str(folder / "features.yaml"), inputs, **settings), folde
 
 PLACES = [
     ("projects.light_ranker.features.counting", "times_of", 2),  # in the second file
+    ("projects.light_ranker.features.counting", "count_targets", 2),  # in the second file
     ("projects.light_ranker.features.counting", "write_vocabulary", 1),
+    ("projects.light_ranker.features.counting", "write_target_table", 1),
     ("projects.light_ranker.features.encoded_files", "EncodedFile._flush", 7),  # in the second file
-    ("common.workspace", "write_json", 8),  # all is written, but not marked
-    ("common.workspace", "write_json", 9),  # all is in place but meta.json
+    ("common.workspace", "write_json", 9),  # all is written, but not marked
+    ("common.workspace", "write_json", 10),  # all is in place but meta.json
 ]
 
 
@@ -61,17 +64,8 @@ def _inputs(folder: Path) -> list[str]:
     return [write_table(folder / f"{i}.parquet", **columns) for i, columns in enumerate(draws)]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    folder = tmp_path_factory.mktemp("whole")
-    run(folder, CONFIG, _inputs(folder), **SETTINGS)
-    return tree(folder / "out")
-
-
 @pytest.mark.parametrize(("module", "function", "call"), PLACES)
-def test_killed_midway_then_restarted_gives_the_same_bytes(
-    tmp_path: Path, whole: dict[str, bytes], module: str, function: str, call: int
-):
+def test_killed_midway_then_restarted_gives_the_same_bytes(tmp_path: Path, module: str, function: str, call: int):
     inputs = _inputs(tmp_path)
     (tmp_path / "features.yaml").write_text(json.dumps({"labels": [{"name": "click", "kind": "binary"}], **CONFIG}))
     command = [sys.executable, "-c", KILLED, module, function, str(call), str(tmp_path)]
@@ -79,7 +73,8 @@ def test_killed_midway_then_restarted_gives_the_same_bytes(
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert not (tmp_path / "out/meta.json").exists()
     run(tmp_path, CONFIG, inputs, **SETTINGS)
-    found = tree(tmp_path / "out")
+    run(tmp_path, CONFIG, inputs, out="whole", **SETTINGS)
+    found, whole = tree(tmp_path / "out"), tree(tmp_path / "whole")
     assert found.keys() == whole.keys()
     for name, content in whole.items():
         if name not in ("config.yaml", "meta.json"):  # which name the folder
