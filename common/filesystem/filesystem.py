@@ -22,6 +22,7 @@ PathLike = str | os.PathLike[str]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _LOCAL_SCHEMES = {"file", "local"}
+_NEAR = 0.7  # the suffix alone, as in edges.parquet for clicks.parquet, is not enough
 
 
 def is_remote(path: PathLike) -> bool:
@@ -146,7 +147,7 @@ def _missing(path: PathLike, what: str = "no such file or folder") -> DataError:
 
 
 def _nearest_names(path: PathLike) -> list[str]:
-    """Up to five names near a path that is not there, from the deepest folder above it that is."""
+    """Up to five names like that of a path that is not there, from the deepest folder above it that is."""
     if is_remote(path):
         return []
     missing = Path(_local(path))
@@ -156,5 +157,12 @@ def _nearest_names(path: PathLike) -> list[str]:
         names = sorted(os.listdir(missing.parent))
     except OSError:
         return []
-    near = difflib.get_close_matches(missing.name, names, n=5, cutoff=0.3) or names[:5]
-    return [str(missing.parent / name) for name in near]
+    likeness = {name: _likeness(missing.name, name) for name in names}
+    near = sorted((name for name in names if likeness[name] >= _NEAR), key=lambda name: -likeness[name])
+    return [str(missing.parent / name) for name in near[:5]]
+
+
+def _likeness(name: str, other: str) -> float:
+    """Of two names, from 0 to 1; of `clicks.csv` and `clicks.parquet` it is that of what stands before the suffix."""
+    stems = (Path(name).stem, Path(other).stem)
+    return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in ((name, other), stems))

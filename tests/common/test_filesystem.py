@@ -75,6 +75,17 @@ def test_28_no_match_below_a_missing_folder_names_its_nearest_sibling(folder):
         glob_files(folder / "empty")
 
 
+def test_28_names_that_are_not_near_are_not_named(tmp_path):
+    for name in ("requirements", "projects", "core", "edges.parquet", "clicks.csv"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(DataError) as caught:
+        glob_files(tmp_path / "clicks.parquet")
+    assert caught.value.fix == f"nearest names there: {tmp_path / 'clicks.csv'}"
+    with pytest.raises(DataError) as caught:
+        glob_files(tmp_path / "zzz" / "*.parquet")
+    assert caught.value.fix == "check the path"
+
+
 def test_a_missing_file_names_the_nearest(folder):
     with pytest.raises(DataError, match=r"(?s)no such file or folder.*note\.txt.*notes\.txt"):
         open_file(folder / "note.txt")
