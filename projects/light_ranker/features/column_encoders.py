@@ -123,7 +123,8 @@ class NumberEncoder:
 
 
 class VectorEncoder:
-    """A dense vector per row; a missing one, and a NaN in one, becomes the default."""
+    """A dense vector per row. A missing one becomes the default, and so do values that stand for a missing number; any
+    other element that is no finite number, null and NaN too, is a bad number."""
 
     def __init__(self, config: VectorConfig, actions: BadValuesConfig) -> None:
         self.column, self._action, self._default = config.source, actions.numbers, config.default
@@ -141,18 +142,22 @@ class VectorEncoder:
                 "a vector has the wrong length", where=faults.where(self._label, row), value=int(lists.lengths[row]),
                 limit=f"dim: {out.shape[1]}", fix="mend the data, or dim in features.yaml",
             )  # fmt: skip
-        numbers, _ = raw_columns.as_numbers(lists.items, faults.where(self._label))
+        numbers, _ = raw_columns.as_numbers(lists.items, faults.where(self._label))  # null and text are NaN
         for value in self._missing_values:
-            numbers = np.where(numbers == value, np.nan, numbers)
-        out[:] = np.nan
+            numbers = np.where(numbers == value, self._default, numbers)
+        out[:] = self._default
         with np.errstate(over="ignore"):
             out[given] = numbers.reshape(-1, out.shape[1])
-        infinite = np.isinf(out).any(axis=1)
-        if infinite.any():
+        bad = ~np.isfinite(out)
+        if bad.any():
             if self._action != "missing":
-                _report_numbers(infinite, self._action, self._label, raw, faults)
-            out[np.isinf(out)] = np.nan
-        out[np.isnan(out)] = self._default
+                faults.report(
+                    bad.any(axis=1), self._action, "a vector holds an element that is no finite number", self._label,
+                    lambda row: value_at(raw, row), limit=f"{out.shape[1]} finite numbers, or null for all",
+                    fix="mend the data, or give missing_values or bad_values.numbers: missing in features.yaml",
+                    setting="numbers",
+                )  # fmt: skip
+            out[bad] = self._default
 
 
 def label_of(name: str | None, column: str) -> str:

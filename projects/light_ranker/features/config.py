@@ -140,7 +140,8 @@ class BadValuesConfig(BaseConfig):
     labels: Literal["error", "skip"] = Field(default="error", description="Missing, outside {0, 1}, or negative.")
     weights: Literal["error", "skip"] = Field(default="error", description="Missing, negative or not finite.")
     numbers: Literal["error", "skip", "missing"] = Field(
-        default="error", description="Infinite, or no number at all; missing: as if there were none."
+        default="error",
+        description="Infinite, no number at all, or a hole in a vector; missing: as if there were none.",
     )
     ids: Literal["error", "skip", "unknown"] = Field(
         default="error", description="Identity ids outside the table; unknown: as an unknown value."

@@ -184,7 +184,9 @@ class VectorConfig(_BaseFeature):
     kind: Literal["vector"] = Field(description="A list of numbers, always as many.")
     dim: int = Field(ge=1, le=8192, description="Length of the vector.")
     default: float = Field(
-        default=0.0, allow_inf_nan=False, description="Fills a missing vector, and takes the place of a NaN in one."
+        default=0.0,
+        allow_inf_nan=False,
+        description="Fills a missing vector, and takes the place of missing_values in one.",
     )
 
 

@@ -59,7 +59,8 @@ def columns_of(rows: Candidates, features: Known, where: str = "candidates") -> 
         Arrow arrays by column, and `N`.
 
     Raises:
-        DataError: an unknown feature, columns of different lengths, or a value of the wrong type, NaN or infinite.
+        DataError: an unknown feature, columns of different lengths, or a value of the wrong type, NaN or infinite,
+            or a null within a vector.
     """
     if isinstance(rows, pa.Table | pa.RecordBatch):
         given: dict[str, Any] = {name: rows.column(name) for name in rows.schema.names}
@@ -145,6 +146,8 @@ def _fits(array: pa.Array, feature: FeatureInfo) -> bool:
         if lengths is not None and not pc.all(pc.equal(lengths, feature.size)).as_py():
             return len(array) == array.null_count
         array, kind = array.flatten(), kind.value_type
+        if feature.kind == "vector" and array.null_count:
+            return False  # as in a table, a vector is missing as a whole or not at all
     if feature.kind in _IDS:
         texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
         return pa.types.is_null(kind) or (pa.types.is_integer(kind) if "int64" in feature.dtype else texts)
@@ -158,8 +161,9 @@ def _check_value(value: Any, row: int, feature: FeatureInfo, where: str) -> None
     if not feature.dtype.startswith("list"):
         fits = _scalar_fits(value, feature)
     elif isinstance(value, list | tuple | np.ndarray):
-        fits = all(_scalar_fits(item, feature) for item in value)
-        fits = fits and (feature.kind != "vector" or len(value) == feature.size)
+        is_vector = feature.kind == "vector"
+        fits = all(_scalar_fits(item, feature) or (item is None and not is_vector) for item in value)
+        fits = fits and (not is_vector or len(value) == feature.size)
     else:
         fits = False
     if not fits:

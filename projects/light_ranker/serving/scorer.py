@@ -110,7 +110,7 @@ class Scorer:
     def score_rows(self, rows: pa.Table | pa.RecordBatch) -> Scores:
         """Score rows that hold a user and a candidate each, such as those of a table.
 
-        Values are taken as `prepare` takes them: NaN is a missing number, for instance.
+        Values are taken as `prepare` takes them: NaN is a missing number, for instance, but not within a vector.
 
         Args:
             rows: features by column; columns of no feature are left alone, absent features take their default.

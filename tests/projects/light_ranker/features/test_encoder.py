@@ -222,16 +222,24 @@ VECTOR = {"kind": "vector", "dim": 2, "default": 9.0}
 
 
 def test_vectors_are_filled_with_their_default():
-    raw = [[1.0, 2.0], None, [NAN, 4.0]]
+    raw = [[1.0, 2.0], None, [-1.0, 4.0]]
     for form in (raw, pa.array(raw, pa.list_(pa.float32(), 2)), pa.array(raw, pa.list_(pa.float64()))):
-        assert encode(VECTOR, form).vectors.tolist() == [[1, 2], [9, 9], [9, 4]]
+        found = encode(VECTOR | {"missing_values": [-1]}, form)
+        assert found.vectors.tolist() == [[1, 2], [9, 9], [9, 4]]
 
 
-def test_vectors_of_another_length_or_with_infinity_are_told():
+def test_vectors_of_another_length_are_told():
     with pytest.raises(DataError, match=r"row 1, feature 'f'[\s\S]*value: 3[\s\S]*dim: 2"):
         encode(VECTOR, [[1.0, 2.0], [1.0, 2.0, 3.0]])
-    with pytest.raises(DataError, match="row 0"):
-        encode(VECTOR, [[1.0, np.inf]])
+
+
+@pytest.mark.parametrize("hole", [None, NAN, np.inf, 1e39])
+def test_an_element_of_a_vector_that_is_no_finite_number_is_told(hole):
+    raw = [[1.0, 2.0], None, [hole, 4.0]]
+    for form in (raw, pa.array(raw, pa.list_(pa.float64(), 2)), pa.array(raw, pa.list_(pa.float64()))):
+        with pytest.raises(DataError, match=r"no finite number[\s\S]*row 2, feature 'f'[\s\S]*numbers: missing"):
+            encode(VECTOR, form)
+        assert encode(VECTOR, form, numbers="missing").vectors.tolist() == [[1, 2], [9, 9], [9, 4]]
 
 
 def _both_sides() -> Encoder:

@@ -115,6 +115,10 @@ def test_a_tables_rows_each_have_a_user_of_their_own(served):
         (USER, [{"topics": ["cats", 3]}], "row 0, feature 'topics'", ["cats", 3]),
         (USER, [{"image": [1, 2, 3]}, {"image": [1, 2]}], "row 1, feature 'image'", [1, 2]),
         (USER, [{"image": [1, 2, float("nan")]}], "row 0, feature 'image'", [1, 2, float("nan")]),
+        (USER, [{"image": [1, 2, 3]}, {"image": [1, None, 3]}], "row 1, feature 'image'", [1, None, 3]),
+        (USER, pa.table({"image": [[1.0, 2.0, None]]}), "row 0, feature 'image'", [1.0, 2.0, None]),
+        (USER, [{"topics": ["cats", None]}, {"topics": ["cats", 3]}], "row 1, feature 'topics'", ["cats", 3]),
+        ({"taste": [None, 1.0]}, [{}], "row 0, feature 'taste'", [None, 1.0]),
         ({"age": "old"}, [{}], "row 0, feature 'age'", "old"),
     ],
 )
