@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tml.common.device import world_size
 from tml.common.modules.embedding_tables import LocalTables, ShardedTables
 from tml.common.modules.sharding import ShardedModel
+from tml.ml_logging import get_logger
 from tml.projects.light_ranker.calibration import Calibration
 from tml.projects.light_ranker.config import LightRankerConfig
 from tml.projects.light_ranker.features.spec import FeatureSpec
@@ -23,6 +24,8 @@ from tml.projects.light_ranker.models.mlp import MlpRanker, RankerHead
 from tml.projects.light_ranker.models.objective import Objective
 from tml.projects.light_ranker.models.pretrained import read_pretrained
 from tml.projects.light_ranker.models.tables import MlpSlots
+
+logger = get_logger(__name__)
 
 AnySlots = MlpSlots | LollySlots
 Ranker = MlpRanker | LollyRanker
@@ -41,6 +44,11 @@ def build_slots(config: LightRankerConfig, spec: FeatureSpec, calibration: Calib
     else:
         assert config.model.lolly_lr is not None
         slots = LollySlots(spec, config.model.lolly_lr, _text_model(config))
+        if spec.vectors:
+            logger.warning(
+                "lolly_lr learns from ids and bins alone; vectors and target encodings are left out: %s",
+                ", ".join(feature.name for feature in spec.vectors),
+            )
     slots.set_boundaries(calibration.boundaries)
     return slots
 

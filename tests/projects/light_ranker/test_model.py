@@ -347,3 +347,9 @@ def test_lolly_lr_is_the_bias_and_the_sum_of_weights_and_starts_at_one(data):
     )
     assert fresh.bias.tolist() == [1.0]
     assert not fresh.weight.any()
+
+
+def test_lolly_lr_says_which_features_it_leaves_out(data, caplog):
+    with caplog.at_level("WARNING", "tml"):
+        _build(data, model={"lolly_lr": {"input_size_bits": 12}})
+    assert "left out: taste" in caplog.text
