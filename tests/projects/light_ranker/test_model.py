@@ -351,5 +351,5 @@ def test_lolly_lr_is_the_bias_and_the_sum_of_weights_and_starts_at_one(data):
 
 def test_lolly_lr_says_which_features_it_leaves_out(data, caplog):
     with caplog.at_level("WARNING", "tml"):
-        _build(data, model={"lolly_lr": {"input_size_bits": 12}})
+        _build(data, **LOLLY)
     assert "left out: taste" in caplog.text
