@@ -276,6 +276,12 @@ def _ended(loop: TrainLoop) -> TrainState:
         loop.state.cursor.epoch,
         f": {loop.stop.reason}" if loop.stop.reason else "",
     )
+    if not loop.state.has_trained and not loop.is_preempted:
+        logger.warning(
+            "nothing was trained, so what comes after training is left out: %s; fix: take away what stopped it, and "
+            "start the run again",
+            loop.stop.reason or "the data gave no batch",
+        )
     return loop.state
 
 

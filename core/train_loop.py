@@ -69,6 +69,11 @@ class TrainState:
     exit_code: int = 0
 
     @property
+    def has_trained(self) -> bool:
+        """Whether there was a step at all; a stop may come before the first one, and the model is then as it began."""
+        return self.step > 0
+
+    @property
     def model_step(self) -> int:
         """The step that the model is of once training has ended: after early stopping, the best one."""
         return self.step if self.best_step is None else self.best_step

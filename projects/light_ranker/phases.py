@@ -158,6 +158,19 @@ def run_training(config: LightRankerConfig, device: torch.device) -> tuple[Ranke
     return run, state
 
 
+def require_trained(save_dir: str | Path, step: int) -> None:
+    """Refuse to go on with a model that had no step of training.
+
+    Raises:
+        ConfigError: the step is 0.
+    """
+    if step == 0:
+        raise ConfigError(
+            "the model had no step of training", where=save_dir, value=f"checkpoint of step {step}",
+            limit="at least one step", fix="train first: run --task train, without a stop before its first step",
+        )  # fmt: skip
+
+
 def fit_isotonic_phase(run: RankerRun, step: int) -> Isotonic | None:
     """Fit the isotonic calibration on the validation rows and keep it beside the checkpoints.
 

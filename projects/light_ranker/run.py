@@ -48,6 +48,7 @@ from tml.projects.light_ranker.phases import (
     fit_isotonic_phase,
     load_isotonic,
     load_trained,
+    require_trained,
     run_training,
 )
 
@@ -57,10 +58,10 @@ TASKS = ("all", "calibrate", "train", "isotonic", "export", "evaluate", "only_ev
 
 
 def run_all(config: LightRankerConfig, device: torch.device) -> int:
-    """Every phase that has not been done yet."""
+    """Every phase that has not been done yet; none after a training without a step."""
     calibrate(config)
     run, state = run_training(config, device)
-    if state.exit_code:
+    if state.exit_code or not state.has_trained:
         return state.exit_code
     step = state.model_step
     with failures_recorded(config.training.save_dir):
@@ -71,9 +72,9 @@ def run_all(config: LightRankerConfig, device: torch.device) -> int:
 
 
 def train_alone(config: LightRankerConfig, device: torch.device) -> int:
-    """Train on a calibration that is there, and measure the test rows once at the end."""
+    """Train on a calibration that is there, and measure the test rows once at the end, if there was a step."""
     run, state = run_training(config, device)
-    if state.exit_code == 0:
+    if state.exit_code == 0 and state.has_trained:
         with failures_recorded(config.training.save_dir):
             measure_test(run, state.model_step, None)
     return state.exit_code
@@ -102,7 +103,7 @@ def fit_isotonic_alone(config: LightRankerConfig, device: torch.device) -> None:
     """Fit the isotonic calibration of the best or latest checkpoint.
 
     Raises:
-        ConfigError: there are no validation rows, or the config asks for none.
+        ConfigError: there are no validation rows, the config asks for none, or the model had no step of training.
     """
     if config.isotonic is None or config.validation_data is None:
         raise ConfigError(
@@ -110,7 +111,9 @@ def fit_isotonic_alone(config: LightRankerConfig, device: torch.device) -> None:
             fix="set both sections",
         )  # fmt: skip
     run = build_run(config, device)
-    fit_isotonic_phase(run, restore_model(run.model, config.training.save_dir))
+    step = restore_model(run.model, config.training.save_dir)
+    require_trained(config.training.save_dir, step)
+    fit_isotonic_phase(run, step)
 
 
 def run_evaluation(config: LightRankerConfig, device: torch.device, step: int | None = None) -> dict[str, float]:
@@ -145,6 +148,7 @@ def export(config: LightRankerConfig) -> Path:
     folder = Path(config.training.save_dir) / EXPORT
     if rank() == 0 and not _is_exported(config, folder):
         trained = load_trained(config.training.save_dir, config=config)
+        require_trained(config.training.save_dir, trained.step)
         export_ranker(
             trained.model,
             folder,

@@ -136,7 +136,8 @@ class DataRecordTrainer:
 
         Raises:
             ConfigError, DataError: parameters or data cannot be used.
-            LaunchError: training was interrupted by a signal; it continues when it is called again.
+            LaunchError: training was interrupted by a signal; it continues when it is called again. Or it was stopped
+                before its first step.
         """
         config = self.config(_source(train_data), None if eval_data is None else _source(eval_data))
         save_dir = config.training.save_dir
@@ -147,6 +148,11 @@ class DataRecordTrainer:
                 raise LaunchError(
                     "training was interrupted", where=config.training.save_dir, value=state.stop_reason,
                     fix="call train again: it continues",
+                )  # fmt: skip
+            if not state.has_trained:
+                raise LaunchError(
+                    "nothing was trained", where=config.training.save_dir, value=state.stop_reason,
+                    limit="at least one step", fix="take away what stopped it, and call train again",
                 )  # fmt: skip
             step = state.model_step
             isotonic = fit_isotonic_phase(run, step)

@@ -72,7 +72,7 @@ def build_run(config: TwhinConfig, device: torch.device) -> TwhinRun:
 
 
 def run_training(config: TwhinConfig, device: torch.device) -> TrainState:
-    """Train; evaluate the validation edges along the way, and the test edges once at the end."""
+    """Train; evaluate the validation edges along the way, and the test edges once at the end, if there was a step."""
     run = build_run(config, device)
     evaluate = None
     if config.validation_data is not None:
@@ -92,7 +92,8 @@ def run_training(config: TwhinConfig, device: torch.device) -> TrainState:
                 fingerprints={vocab_fingerprint(name): value for name, value in vocab_hashes(config).items()},
             )
         )
-    if state.exit_code == 0 and config.test_data is not None and config.training.num_eval_steps != 0:
+    is_over = state.exit_code == 0 and state.has_trained
+    if is_over and config.test_data is not None and config.training.num_eval_steps != 0:
         with failures_recorded(config.training.save_dir):
             metrics = run.evaluator(config.test_data)()
             report_metrics(config.training, "test", state.model_step, metrics, SHOWN)

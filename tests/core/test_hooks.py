@@ -211,11 +211,16 @@ def test_stop_at_time_stops_at_the_first_step_after_it() -> None:
     assert loop.reasons == ["stop_at_time 2031-05-28T18:30:00+02:00 has come"]
 
 
-def test_a_run_after_its_time_trains_nothing_and_a_later_time_goes_on(tmp_path) -> None:
+def test_a_run_after_its_time_trains_nothing_says_so_and_a_later_time_goes_on(tmp_path, caplog) -> None:
     outcome = run_toy(tmp_path, stop_at_time="2001-01-01T00:00:00")
-    assert (outcome.state.step, outcome.state.exit_code) == (0, 0)
+    assert (outcome.state.step, outcome.state.exit_code, outcome.state.has_trained) == (0, 0, False)
     assert "2001-01-01T00:00:00+00:00" in (outcome.state.stop_reason or "")
-    assert run_toy(tmp_path, stop_at_time="2999-01-01").state.step == 6
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [line for line in warnings if "nothing was trained" in line and "2001-01-01T00:00:00+00:00" in line]
+    caplog.clear()
+    later = run_toy(tmp_path, stop_at_time="2999-01-01").state
+    assert (later.step, later.has_trained) == (6, True)
+    assert "nothing was trained" not in caplog.text
 
 
 def test_a_file_stops_training_and_is_left_there(tmp_path) -> None:

@@ -11,15 +11,16 @@ import typer
 def export_command(
     save_dir: Annotated[Path, typer.Argument(metavar="SAVE_DIR", help="Checkpoint folder of a run.")],
     out: Annotated[Path | None, typer.Option(help="Folder to make; SAVE_DIR/export by default.")] = None,
-    step: Annotated[int | None, typer.Option(min=0, help="Step to export; else the best or latest.")] = None,
+    step: Annotated[int | None, typer.Option(min=1, help="Step to export; else the best or latest.")] = None,
     int8: Annotated[bool, typer.Option(help="Also write the model in 8 bits, and print its cost in AUC.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an exported ranker that lies there.")] = True,
 ) -> None:
     """Write a checkpoint as ONNX with its vocabularies and signature, and check that it scores like the trainer."""
     from tml.projects.light_ranker.export.ranker import export_ranker
-    from tml.projects.light_ranker.phases import load_trained
+    from tml.projects.light_ranker.phases import load_trained, require_trained
 
     trained = load_trained(save_dir, step)
+    require_trained(save_dir, trained.step)
     folder = export_ranker(
         trained.model,
         out or save_dir / "export",

@@ -12,13 +12,14 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from tests.distributed import RankFailure, run_ranks
 from tests.projects.light_ranker.tiny_run import LOLLY, TinyData, config_of, read_rows, run, tiny_settings, write_data
 from tests.runs import Settings, assert_close_tensors, assert_equal_tensors, final_tensors, losses, merged, metrics_of
 from tml.common.errors import ConfigError, DataError
 from tml.core.train_pipeline import TrainPipeline
-from tml.projects.light_ranker import calibration, phases
+from tml.projects.light_ranker import calibration, cli, phases
 from tml.projects.light_ranker import run as program
 from tml.projects.light_ranker.calibration import NORMALISATION, load_calibration
 from tml.projects.light_ranker.phases import calibrate, load_isotonic
@@ -96,6 +97,30 @@ def test_fault_killed_in_every_phase_a_run_ends_as_an_unbroken_one_to_the_bit(se
         "calibration/discretizers.json",
     ):
         assert (folder / name).read_text() == (whole / name).read_text(), name
+
+
+@pytest.mark.parametrize("task", ["all", "train"])
+def test_a_run_that_is_stopped_before_its_first_step_calibrates_measures_and_exports_nothing(settings, tmp_path, task):
+    folder = Path(settings["training"]["save_dir"])
+    (tmp_path / "stop").touch()
+    stopped = merged(settings, {"training": {"stop_if_file_exists": str(tmp_path / "stop")}})
+    assert run(stopped, "calibrate") == 0
+    assert run(stopped, task) == 0
+    left = [name for name in ("isotonic.json", "test_metrics.json", "export") if (folder / name).exists()]
+    assert left == []
+    for later in ("isotonic", "export"):
+        with pytest.raises(ConfigError, match="no step of training"):
+            run(stopped, later)
+    outcome = CliRunner().invoke(cli.app, ["export", str(folder)])
+    assert isinstance(outcome.exception, ConfigError)
+    (tmp_path / "stop").unlink()
+    assert _run_without_export(stopped) == 0
+    assert (folder / "isotonic.json").exists()
+    # Stopped again, but trained: the run is ended as any other.
+    (tmp_path / "stop").touch()
+    (folder / "isotonic.json").unlink()
+    assert _run_without_export(stopped) == 0
+    assert (folder / "isotonic.json").exists()
 
 
 def test_fault_a_second_run_on_the_folder_is_refused_in_every_phase_and_changes_nothing(settings):

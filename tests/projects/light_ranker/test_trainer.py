@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
-from tml.common.errors import CheckpointError, ConfigError, DataError
+from tml.common.errors import CheckpointError, ConfigError, DataError, LaunchError
 from tml.common.tracking.record import ExperimentRecord, sha256_of
 from tml.projects.light_ranker import cli, train
 from tml.projects.light_ranker.records.table import ToRecordsOptions, table_to_records
@@ -131,6 +132,14 @@ def test_a_second_training_of_the_same_folder_goes_on(model, data):
     assert again.evaluate()["loss"] == model.evaluate()["loss"]
 
 
+def test_a_training_that_is_stopped_before_its_first_step_gives_no_model(data, tmp_path):
+    settings = {"training.stop_at_time": "2001-01-01"}
+    params = {"model_dir": str(tmp_path / "run"), "feature_config": str(data / "features.yaml"), "settings": settings}
+    with pytest.raises(LaunchError, match=r"nothing was trained[\s\S]*stop_at_time 2001-01-01"):
+        DataRecordTrainer(SMALL | params).train(data / "train.parquet", data / "eval.parquet")
+    assert not (tmp_path / "run" / "isotonic.json").exists()
+
+
 def test_tables_in_memory_and_without_a_feature_config(tmp_path, capfd):
     params = TrainerParams(**{**SMALL, "num_epochs": 1}, model_dir=str(tmp_path))
     table = clicks(600, 2).drop_columns(["is_replied", "seconds"])
@@ -138,6 +147,18 @@ def test_tables_in_memory_and_without_a_feature_config(tmp_path, capfd):
     assert "this proposal is used" in capfd.readouterr().out
     assert "user_id" in (tmp_path / "data" / "features.yaml").read_text()
     assert len(model.predict(table)["click"]) == 600
+
+
+def test_the_request_of_raw_data_tells_the_sides(tmp_path, capfd):
+    table = clicks(600, 2).drop_columns(["is_replied", "seconds"])
+    request = np.arange(600) // 6
+    table = table.append_column("request_id", pa.array(request)).append_column("height", pa.array(request % 31 + 0.5))
+    prepared_data(DataSource(table), None, tmp_path, RawDataOptions())
+    assert "# Sides: constant within request_id" in capfd.readouterr().out
+    features = yaml.safe_load((tmp_path / "features.yaml").read_text())["features"]
+    assert {one["name"]: one["side"] for one in features} == {
+        "user_id": "candidate", "tweet_id": "candidate", "age": "candidate", "height": "user"
+    }  # fmt: skip
 
 
 def test_block_files_of_data_records(tmp_path, data):

@@ -145,6 +145,15 @@ def test_metrics_of_the_test_edges_are_written_whole(graph, short, tmp_path, cap
     assert (tested["step"], tested["metrics"]) == (3, report["metrics"])
 
 
+def test_a_run_that_is_stopped_before_its_first_step_measures_no_test_edges(graph, short, tmp_path):
+    short["test_data"] = {"data_root": graph.valid}
+    stopped = merged(short, {"training": {"stop_at_time": "2001-01-01"}})
+    assert run(stopped) == 0
+    assert not (tmp_path / "run" / "test_metrics.json").exists()
+    assert run(short) == 0
+    assert (tmp_path / "run" / "test_metrics.json").exists()
+
+
 def test_log_lines_can_be_had_as_json(short, tmp_path):
     short["runtime"]["log"] = {"level": "info", "json_lines": True}
     assert run(short) == 0
