@@ -19,7 +19,14 @@ from tml.projects.light_ranker.data.files import find_files
 from tml.projects.light_ranker.features.config import TextConfig
 from tml.projects.light_ranker.features.feature_file import feature_line
 from tml.projects.light_ranker.features.kinds import feature_name
-from tml.projects.light_ranker.features.profile import Profile, constant_within, follows, numbers_of, profile_column
+from tml.projects.light_ranker.features.profile import (
+    Profile,
+    constant_within,
+    follows,
+    numbers_of,
+    profile_column,
+    tells_sides,
+)
 from tml.projects.light_ranker.features.raw_columns import as_array
 from tml.projects.light_ranker.features.spec import Side
 from tml.projects.light_ranker.features.tables import Table, check_columns
@@ -38,7 +45,7 @@ _NUMBER = re.compile(
     r"^i\d+$|(^|_)(num|count|cnt|age|days|hours|price|amount|score|rate|ratio|balance|length|size|ms|duration)(_|$)",
     re.I,
 )
-_REQUEST = re.compile(r"^(request|session|query|impression)_?(id|uuid)?$", re.I)
+_REQUEST = re.compile(r"^(request|query|impression|session)_?(id|uuid)?$", re.I)
 _USER = re.compile(r"^(user|viewer|member|customer|device|session|query|request)|_user(_|$)", re.I)
 _FEW, _MANY, _EPOCHS = 20, 10_000, ((1e9, 2.2e9), (1e12, 2.2e12))
 
@@ -67,7 +74,8 @@ def propose(paths: list[str], group: str | None = None, max_rows: int = 200_000,
 
     Args:
         paths: files, patterns, folders or URLs.
-        group: column of the request (or user): what is constant within a group is on the user's side.
+        group: column of the request (or user): what is constant within a group is on the user's side. None for the
+            column that is called as a request's and has requests of several rows; without one, names tell the sides.
         max_rows: rows to look at, from the beginning of the first files.
         text: how text files are read.
 
@@ -81,7 +89,7 @@ def propose(paths: list[str], group: str | None = None, max_rows: int = 200_000,
     inspector = _Inspector(columns, group)
     proposal = inspector.propose()
     num_rows = len(next(iter(columns.values())))
-    return _text(proposal, group, text, f"{where}, {num_rows:,} rows looked at")
+    return _text(proposal, group, inspector.group, text, f"{where}, {num_rows:,} rows looked at")
 
 
 def _sample(files: list[str], max_rows: int, text: TextConfig) -> tuple[dict[str, pa.Array], str]:
@@ -101,12 +109,17 @@ def _sample(files: list[str], max_rows: int, text: TextConfig) -> tuple[dict[str
 
 
 class _Inspector:
-    """Guesses the role of each column."""
+    """Guesses the role of each column.
+
+    Attributes:
+        group: the column that tells the sides: the one given or the one found; None without one.
+    """
 
     def __init__(self, columns: dict[str, pa.Array], group: str | None) -> None:
-        self._columns, self._group = columns, group
+        self._columns = columns
         self._profiles = {name: profile_column(name, column) for name, column in columns.items()}
         self._click = self._find_click()
+        self.group = self._find_group() if group is None else group
 
     def propose(self) -> _Proposal:
         """One line per column, in the order of the table."""
@@ -132,6 +145,17 @@ class _Inspector:
             if _CLICK.search(words_of(p.name)) and (p.is_binary or _is_yes_no(p))
         ]
         return min(found, key=lambda name: ("click" not in name.lower(), len(name))) if found else None
+
+    def _find_group(self) -> str | None:
+        """The request's column by its name, if enough requests have several rows to tell the sides by."""
+        named = [(match[1], name) for name in self._profiles if (match := _REQUEST.match(words_of(name)))]
+        found = [
+            one for one in named
+            if self._profiles[one[1]].kind in ("int", "text") and tells_sides(self._columns[one[1]])
+        ]  # fmt: skip
+        # The finest is what is scored together: a session may hold several requests.
+        order = ("request", "query", "impression", "session")
+        return min(found, key=lambda one: order.index(one[0]))[1] if found else None
 
     def _propose_feature(self, profile: Profile, proposal: _Proposal) -> None:
         reason = self._why_not(profile)
@@ -203,8 +227,8 @@ class _Inspector:
         return clicks is not None and values is not None and follows(np.nan_to_num(clicks) > 0, values)
 
     def _side(self, profile: Profile) -> Side:
-        if self._group is not None:
-            same = constant_within(self._columns[self._group], self._columns[profile.name])
+        if self.group is not None:
+            same = constant_within(self._columns[self.group], self._columns[profile.name])
             return "user" if same else "candidate"
         return "user" if _USER.search(words_of(profile.name)) else "candidate"
 
@@ -280,8 +304,11 @@ def _described(profile: Profile) -> str:
     return "; ".join(parts).replace("\n", " ")
 
 
-def _text(proposal: _Proposal, group: str | None, text: TextConfig, source: str) -> str:
-    sides = f"constant within {group}" if group else "guessed by names; with --group they are read from the data"
+def _text(proposal: _Proposal, group: str | None, found: str | None, text: TextConfig, source: str) -> str:
+    sides = "guessed by names; with --group they are read from the data"
+    if found is not None:
+        by_name = "" if group else ", which by its name is the request; --group names another"
+        sides = f"constant within {found}{by_name}"
     lines = [f"# Proposed by `tml light-ranker inspect` from {source}.\n", f"# Sides: {sides}.\n"]
     lines += ["features:\n", *proposal.features]
     lines += ["labels:\n" if any(not line.lstrip().startswith("#") for line in proposal.labels) else _NO_LABEL]

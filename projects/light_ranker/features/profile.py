@@ -152,6 +152,20 @@ def constant_within(groups: pa.Array, column: pa.Array, share: float = 0.99) -> 
     return bool(len(kinds)) and float(np.mean(kinds == 1)) >= share
 
 
+def tells_sides(groups: pa.Array, num_groups: int = 10, share: float = 0.5) -> bool:
+    """Whether a column has enough groups of several rows for `constant_within` to mean something.
+
+    Args:
+        groups: a value for each row, null for a row of no group.
+        num_groups: at least as many groups of several rows.
+        share: of the rows, that at least lie in such groups.
+    """
+    codes = groups.drop_null().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    sizes = np.bincount(codes)
+    several = sizes[sizes > 1]
+    return len(several) >= num_groups and int(several.sum()) >= share * len(groups)
+
+
 def follows(event: np.ndarray, column: np.ndarray) -> bool:
     """Whether a number is never above zero without the event, and often with it: then it is known only afterwards.
 

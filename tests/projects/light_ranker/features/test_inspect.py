@@ -55,6 +55,30 @@ def test_sample_clicks_are_understood(clicks: Path):
     assert features["style"]["dim"] == 8
 
 
+def test_a_column_named_as_the_request_tells_the_sides_without_being_asked_for(clicks: Path):
+    features, others, text = proposal(clicks / "train")
+    assert features == proposal(clicks / "train", "request_id")[0]
+    assert "group" not in others
+    assert "# Sides: constant within request_id, which by its name is the request" in text
+
+
+@pytest.mark.parametrize(
+    ("columns", "sides"),
+    [
+        ({"request_id": np.arange(200), "Session ID": np.arange(200) // 20}, "constant within Session ID, "),
+        ({"session": np.arange(200) // 20, "queryId": np.arange(200) // 4}, "constant within queryId, "),
+        ({"request_id": np.arange(200)}, "guessed by names"),
+        ({"request_id": np.arange(200) // 100}, "guessed by names"),
+        ({"request_id": [i // 2 if i < 60 else None for i in range(200)]}, "guessed by names"),
+    ],
+)
+def test_the_finest_request_with_several_rows_tells_the_sides(tmp_path: Path, columns: dict[str, Any], sides: str):
+    path = write_table(tmp_path / "t.parquet", **columns, age=np.arange(200) // 20 % 7, click=np.arange(200) % 2)
+    features, _, text = proposal(path)
+    assert f"# Sides: {sides}" in text
+    assert features["age"]["side"] == ("candidate" if "guessed" in sides else "user")
+
+
 def test_a_proposal_prepares_as_it_is(clicks: Path, tmp_path: Path):
     config = yaml.safe_load(propose([str(clicks / "train")], "request_id"))
     run(tmp_path, config, str(clicks / "train"), str(clicks / "valid"))
