@@ -1,8 +1,9 @@
 """The order in which an epoch's rows are read: a function of (seed, epoch) alone.
 
 Row groups (cut to the rows in use, then called segments) are permuted, consecutive ones are gathered into windows, and
-the rows of a window are permuted among themselves. Ranks, batch sizes and worker threads have no part in it, so a place
-in the order ("position", counted in rows of all ranks) means the same on any world size.
+the rows of a window are permuted among themselves. The first windows of a run are smaller, since training waits for the
+first of them. Ranks, batch sizes and worker threads have no part in it, so a place in the order ("position", counted in
+rows of all ranks) means the same on any world size.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ import numpy as np
 
 _ROW_GROUPS = 0  # first word of the spawn keys, so that the two kinds of draw never share a stream
 _ROWS = 1
+# To be raised with every change of the order: a run cannot go on in another one.
+ORDER_VERSION = 2
+# The first window of a run has this share of the rows of a full one, and the next ones double it.
+_FIRST_SHARE = 8
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,8 @@ class EpochOrder:
         seed: not negative.
         shuffle: False keeps file order (and still gathers windows).
         window_rows: a window takes segments until it has at least this many rows, so it has fewer than `window_rows`
-            plus the largest segment's. The last window of an epoch may be smaller.
+            plus the largest segment's. The last window of an epoch may be smaller, and the first three of epoch 0 ask
+            for an eighth, a quarter and half as many.
     """
 
     def __init__(self, segments: Sequence[Segment], *, seed: int, shuffle: bool, window_rows: int) -> None:
@@ -95,12 +101,16 @@ class EpochOrder:
         for segment in self._permuted_segments(epoch):
             gathered.append(segment)
             gathered_rows += segment.num_rows
-            if gathered_rows >= self._window_rows:
+            if gathered_rows >= self._least_rows(epoch, index):
                 yield Window(index, first_position, tuple(gathered))
                 index, first_position = index + 1, first_position + gathered_rows
                 gathered, gathered_rows = [], 0
         if gathered:
             yield Window(index, first_position, tuple(gathered))
+
+    def _least_rows(self, epoch: int, index: int) -> int:
+        share = min(2**index, _FIRST_SHARE) if epoch == 0 else _FIRST_SHARE
+        return max(self._window_rows * share // _FIRST_SHARE, 1)
 
     def row_permutation(self, epoch: int, window: Window) -> np.ndarray:
         """Row of the window (before shuffling) at each of its positions: int64 `[window.num_rows]`."""

@@ -22,7 +22,7 @@ import pyarrow as pa
 from tml.common.batch import Cursor
 from tml.common.errors import CheckpointError, ConfigError, DataError
 from tml.common.reader.column_blocks import Blocks, Columns, columns_of, empty_blocks, joined_columns
-from tml.common.reader.order import EpochOrder, Segment, Window, cut_segments
+from tml.common.reader.order import ORDER_VERSION, EpochOrder, Segment, Window, cut_segments
 from tml.common.reader.parquet_file import ParquetDataFile, numpy_dtype, open_data_file
 from tml.ml_logging import get_logger
 
@@ -143,13 +143,14 @@ class ParquetReader:
         return -(-self.num_rows // self.global_batch_size)
 
     def fingerprint(self) -> str:
-        """SHA-256 in hex of what is read: names, sizes and footers of the files in order, columns, offset and limit.
+        """SHA-256 in hex of what is read and in which order: names, sizes and footers of the files in order, columns,
+        offset and limit, and the version of the order.
 
         Directories and times of change have no part in it, so a copy of the data has the same fingerprint.
         """
         files = [(file.name, file.size, file.metadata.num_rows, file.footer_hash) for file in self._files]
         columns = sorted((name, str(kind)) for name, kind in self.columns.items())
-        text = json.dumps([files, columns, self._offset, self._limit])
+        text = json.dumps([files, columns, self._offset, self._limit, ORDER_VERSION])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def load_cursor(self, cursor: Cursor) -> None:

@@ -131,7 +131,7 @@ def convert_command(
     min_degree: MinDegreeOption = 1,
     drop_duplicates: DropDuplicatesOption = False,
     drop_self_loops: DropSelfLoopsOption = False,
-    row_group_size: RowGroupSizeOption = 1_000_000,
+    row_group_size: RowGroupSizeOption = 200_000,
     rows_per_file: RowsPerFileOption = 16_000_000,
     compression: CompressionOption = "zstd",
     memory_limit: MemoryLimitOption = "4GB",

@@ -88,7 +88,7 @@ class ConvertOptions:
     drop_duplicates: bool = False
     drop_self_loops: bool = False
     on_error: str = "fail"
-    row_group_size: int = 1_000_000
+    row_group_size: int = 200_000
     rows_per_file: int = 16_000_000
     compression: str = "zstd"
     memory_limit: str = "4GB"
