@@ -232,8 +232,8 @@ class _Forward(nn.Module):
 class _OnHost:
     """A step where there is nothing to copy and nobody to wait for.
 
-    Torchrec's pipelines would mark each of their stages for a profiler and ask every tensor of a batch where it lies,
-    half a millisecond in all.
+    Torchrec's pipelines would mark each of their stages for a profiler, and ask every tensor of a batch where it lies,
+    which alone took .3 ms of the light ranker's step of 16.
     """
 
     def __init__(self, forward: _Forward, optimizers: Any, device: torch.device) -> None:

@@ -114,8 +114,6 @@ def ranker_config(settings: Settings, data: Path, bf16: bool) -> dict[str, Any]:
         "train_data": {
             "data_root": str(data / "train"),
             "global_batch_size": settings.batch_size,
-            # A run of seconds should not wait for a window of a million rows before its first step.
-            "shuffle_window_rows": 200_000,
         },
         "validation_data": None,
         "isotonic": None,

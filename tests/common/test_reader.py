@@ -175,6 +175,12 @@ def test_the_first_windows_of_a_run_are_smaller_so_that_training_begins_sooner()
     assert [window.num_rows for window in order.windows(1)] == [80, 80, 80, 80, 80, 80, 20]
 
 
+def test_another_order_is_another_fingerprint(files, monkeypatch):
+    before = make(files).fingerprint()
+    monkeypatch.setattr("tml.common.reader.parquet_reader.ORDER_VERSION", 0)
+    assert make(files).fingerprint() != before
+
+
 def test_the_order_of_a_seed_is_pinned():
     # A numpy that draws other permutations breaks the resumption of runs that began with an older one.
     order = EpochOrder([Segment(0, i, 0, 4, 4 * i) for i in range(4)], seed=7, shuffle=True, window_rows=8)

@@ -44,7 +44,7 @@ SplitTimeOption = Annotated[
 SeedOption = Annotated[int, typer.Option(help="Of the split and the keep rates.", rich_help_panel=_SPLIT)]
 RowGroupSizeOption = Annotated[int, typer.Option(help="Rows.", rich_help_panel=_OUTPUT)]
 CompressionOption = Annotated[
-    str, typer.Option(help="lz4, zstd (a fifth smaller, read in twice the time) or none.", rich_help_panel=_OUTPUT)
+    str, typer.Option(help="lz4, zstd (a fifth smaller, slower to read) or none.", rich_help_panel=_OUTPUT)
 ]
 MemoryLimitOption = Annotated[
     str,

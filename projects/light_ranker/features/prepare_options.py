@@ -26,7 +26,7 @@ class PrepareOptions:
         file_keep_rate: share of the `train` files.
         seed: of all draws.
         row_group_size: rows of a row group of the output.
-        compression: of the output: lz4 (read in half the time), zstd (a fifth smaller) or none.
+        compression: of the output: lz4 (the faster to read), zstd (a fifth smaller) or none.
         memory_limit: of the database that adds up vocabularies and target tables; beyond it the disk is used.
     """
 
