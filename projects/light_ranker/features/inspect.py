@@ -50,11 +50,6 @@ _USER = re.compile(r"^(user|viewer|member|customer|device|session|query|request)
 _FEW, _MANY, _EPOCHS = 20, 10_000, ((1e9, 2.2e9), (1e12, 2.2e12))
 
 
-def words_of(name: str) -> str:
-    """A column's name as words with underscores between them: `requestId`, `Request ID` and `request-id` are one."""
-    return re.sub(r"[^0-9A-Za-z.]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)).strip("_").lower()
-
-
 @dataclass
 class _Proposal:
     """Lines of the sections, in the making."""
@@ -127,11 +122,11 @@ class _Inspector:
         for name, profile in self._profiles.items():
             if name == self._click:
                 proposal.labels.insert(0, feature_line(_label(profile), "guessed by its name and its two values"))
-            elif _WEIGHT.search(words_of(name)) and profile.kind in ("int", "float") and profile.numbers.min() >= 0:
+            elif _WEIGHT.search(profile.words) and profile.kind in ("int", "float") and profile.numbers.min() >= 0:
                 proposal.weight = name
             elif _is_watch_time(profile) and not any("watch_time" in line for line in proposal.labels):
                 column = {} if name == "watch_time" else {"column": name}
-                watch = {"name": "watch_time", "kind": "nonnegative", **column, **_milliseconds(name)}
+                watch = {"name": "watch_time", "kind": "nonnegative", **column, **_milliseconds(profile)}
                 proposal.labels.append(feature_line(watch, "guessed by its name; known only after the event"))
             else:
                 self._propose_feature(profile, proposal)
@@ -139,16 +134,13 @@ class _Inspector:
         return proposal
 
     def _find_click(self) -> str | None:
-        found = [
-            p.name
-            for p in self._profiles.values()
-            if _CLICK.search(words_of(p.name)) and (p.is_binary or _is_yes_no(p))
-        ]
+        found = [p.name for p in self._profiles.values() if _CLICK.search(p.words) and (p.is_binary or _is_yes_no(p))]
         return min(found, key=lambda name: ("click" not in name.lower(), len(name))) if found else None
 
     def _find_group(self) -> str | None:
         """The request's column by its name, if enough requests have several rows to tell the sides by."""
-        named = [(match[1], name) for name in self._profiles if (match := _REQUEST.match(words_of(name)))]
+        profiles = self._profiles.items()
+        named = [(match[1], name) for name, profile in profiles if (match := _REQUEST.match(profile.words))]
         found = [
             one for one in named
             if self._profiles[one[1]].kind in ("int", "text") and tells_sides(self._columns[one[1]])
@@ -159,11 +151,7 @@ class _Inspector:
 
     def _propose_feature(self, profile: Profile, proposal: _Proposal) -> None:
         reason = self._why_not(profile)
-        if (
-            reason
-            and profile.is_binary
-            and (_AFTER.search(words_of(profile.name)) or _CLICK.search(words_of(profile.name)))
-        ):
+        if reason and profile.is_binary and (_AFTER.search(profile.words) or _CLICK.search(profile.words)):
             proposal.comment_out(proposal.labels, {**self._name(profile), "kind": "binary"}, reason)
             return
         values = {**self._name(profile), **_kind(profile), "side": self._side(profile)}
@@ -206,17 +194,13 @@ class _Inspector:
             return "no values" if profile.kind == "empty" else f"of a type that is no feature: {profile.examples[0]}"
         if profile.num_distinct == 1 and not profile.null_share:
             return "has one value only"
-        if (
-            _AFTER.search(words_of(profile.name))
-            or _CLICK.search(words_of(profile.name))
-            or self._follows_click(profile)
-        ):
+        if _AFTER.search(profile.words) or _CLICK.search(profile.words) or self._follows_click(profile):
             return "may be known only after the event; if it is known before, remove the comment sign"
-        if profile.kind == "time" or _TIME.search(words_of(profile.name)) or _is_epoch(profile):
+        if profile.kind == "time" or _TIME.search(profile.words) or _is_epoch(profile):
             return "a time: good for --split-time, no feature by itself"
         if profile.kind in ("int", "text") and profile.num_distinct > 0.95 * num_rows and num_rows >= 100:
             return "differs in nearly every row: names the row, and cannot be learnt from"
-        if _REQUEST.match(words_of(profile.name)):
+        if _REQUEST.match(profile.words):
             return "names a request: good for --group, no feature by itself"
         return None
 
@@ -230,7 +214,7 @@ class _Inspector:
         if self.group is not None:
             same = constant_within(self._columns[self.group], self._columns[profile.name])
             return "user" if same else "candidate"
-        return "user" if _USER.search(words_of(profile.name)) else "candidate"
+        return "user" if _USER.search(profile.words) else "candidate"
 
 
 def _label(profile: Profile) -> dict[str, Any]:
@@ -248,13 +232,11 @@ def _is_yes_no(profile: Profile) -> bool:
 
 
 def _is_watch_time(profile: Profile) -> bool:
-    return (
-        bool(_WATCH.search(words_of(profile.name))) and profile.kind in ("int", "float") and profile.numbers.min() >= 0
-    )
+    return bool(_WATCH.search(profile.words)) and profile.kind in ("int", "float") and profile.numbers.min() >= 0
 
 
-def _milliseconds(name: str) -> dict[str, float]:
-    return {"scale": 0.001} if re.search(r"(^|_)(ms|millis|milliseconds)($|_)", words_of(name), re.I) else {}
+def _milliseconds(profile: Profile) -> dict[str, float]:
+    return {"scale": 0.001} if re.search(r"(^|_)(ms|millis|milliseconds)($|_)", profile.words, re.I) else {}
 
 
 def _is_epoch(profile: Profile) -> bool:
@@ -278,9 +260,9 @@ def _kind(profile: Profile) -> dict[str, Any]:
 
 def _looks_like_ids(profile: Profile) -> bool:
     """Names first; then few values, or values spread over their range as ids are and counts are not."""
-    if _NUMBER.search(words_of(profile.name)):
+    if _NUMBER.search(profile.words):
         return False
-    if _ID.search(words_of(profile.name)) or profile.num_distinct <= _FEW:
+    if _ID.search(profile.words) or profile.num_distinct <= _FEW:
         return True
     low, high = profile.numbers.min(), profile.numbers.max()
     return bool(low >= 0 and high > 1_000 and np.median(profile.numbers) > 0.2 * high)

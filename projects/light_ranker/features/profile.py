@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -42,6 +43,11 @@ class Profile:
     separator: str | None = None
     examples: tuple[str, ...] = ()
     is_integer_text: bool = False
+
+    @property
+    def words(self) -> str:
+        """The name as words with underscores between them: `requestId`, `Request ID` and `request-id` are one."""
+        return re.sub(r"[^0-9A-Za-z.]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", self.name)).strip("_").lower()
 
     @property
     def is_binary(self) -> bool:
